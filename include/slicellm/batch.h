@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace slicellm {
+
+using TaskId = int64_t;
+
+// One task's share of a step: `count` tokens of the flat batch, computed on top of `past` tokens
+// whose K and V are already in the cache. count == 1 for a decode row, > 1 for most prefill chunks.
+struct BatchSequence {
+  TaskId task = 0;
+  int32_t begin = 0;       // first token in Batch::tokens
+  int32_t count = 0;       // number of tokens
+  int32_t past = 0;        // tokens already in KV; token i sits at position past + i
+  int32_t prompt_len = 0;  // original prompt length (kept over recompute; ChatGLM-6B needs it)
+  bool sample = false;     // the last token's logits give the next token
+  std::vector<int32_t> blocks;  // block table, covers past + count tokens
+};
+
+// Moves one KV block between the device pool and the executor's host pool, before the step runs.
+struct KvCopy {
+  bool to_host = false;
+  int32_t device_block = 0;
+  int32_t host_block = 0;
+};
+
+// One step as every layer sees it: one flat token batch, so that each weight matrix is read once
+// per step whatever mix of prefill chunks and decode rows it holds.
+struct Batch {
+  std::vector<int32_t> tokens;  // [n] token ids
+  std::vector<BatchSequence> sequences;
+  std::vector<KvCopy> copies;  // in order
+};
+
+}  // namespace slicellm

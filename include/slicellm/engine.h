@@ -1,0 +1,119 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "slicellm/clock.h"
+#include "slicellm/executor.h"
+#include "slicellm/latency_model.h"
+#include "slicellm/policy.h"
+#include "slicellm/task.h"
+
+namespace slicellm {
+
+enum class EventKind { arrive, admit, prefill, token, preempt, swap_out, swap_in, resume, finish, reject };
+const char* to_string(EventKind kind);
+
+// One line of the event log, from which every metric is computed.
+struct LogEvent {
+  double t = 0;  // seconds on the engine's clock
+  TaskId task = 0;
+  EventKind kind = EventKind::arrive;
+  int32_t value = 0;  // prefill: tokens of the chunk; token: token id; finish: FinishReason
+};
+
+// One step of the engine, for plan-time and step-time statistics.
+struct StepRecord {
+  double start = 0, duration = 0;      // executor time, seconds
+  double plan_seconds = 0;             // inside Policy::plan
+  double overhead_seconds = 0;         // loop time outside plan and executor
+  double predicted = 0;                // the latency model's median before the step
+  int32_t decode_rows = 0, prefill_tokens = 0, prefill_rows = 0;
+};
+
+struct Token {
+  int32_t id = 0;
+  double time = 0;  // engine clock
+  float logprob = 0;
+  std::vector<std::pair<int32_t, float>> top_logprobs;
+};
+
+// What became of a task. Final once `reason` is not none.
+struct TaskResult {
+  TaskId id = 0;
+  FinishReason reason = FinishReason::none;
+  std::string error;  // for reason error or rejected: one sentence
+  double arrival = 0, finish_time = 0;
+  int32_t prompt_tokens = 0;
+  std::vector<Token> tokens;
+  std::string text;  // UTF-8 output without stop strings; empty if the engine has no id->bytes table
+};
+
+// The caller's end of a task. Thread-safe.
+class TaskHandle {
+ public:
+  virtual ~TaskHandle() = default;
+  virtual TaskId id() const = 0;
+  // Blocks until there are tokens or text beyond what was taken, the end, or the timeout (seconds,
+  // < 0 = for ever); returns what is new. `reason` in the result tells whether this was the last.
+  virtual TaskResult take(double timeout) = 0;
+  // Blocks until the task has ended; returns everything. Throws Error(state) on timeout.
+  virtual TaskResult wait(double timeout) = 0;
+  virtual bool done() const = 0;
+  // Called once from the engine thread whenever something new can be taken; must not block.
+  virtual void on_update(std::function<void()> callback) = 0;
+};
+
+struct EngineOptions {
+  int32_t max_rows = 64;           // tasks in one step
+  int32_t max_step_tokens = 2048;  // tokens in one step
+  int32_t max_context = 0;         // prompt + output; 0 = what the model and the KV pool allow
+  int32_t max_queue = 100000;      // live tasks; beyond it submit is rejected
+  bool prefill_divisible = true;   // from the model
+  int32_t vocab = 0;               // token ids are checked against it
+  std::vector<int32_t> eos_ids;
+  std::vector<std::string> token_bytes;  // id -> bytes, for text and stop strings; may be empty
+  bool record_events = true;       // keep the event log and step records until drained
+};
+
+struct EngineStats {
+  int64_t steps = 0, submitted = 0, finished = 0;
+  int32_t live = 0, free_blocks = 0, total_blocks = 0, free_host_blocks = 0, total_host_blocks = 0;
+  double busy_seconds = 0;
+};
+
+// Owns tasks, KV ledger, clock, one policy and one executor, and runs the loop on its own thread.
+// All public methods are thread-safe. If the loop dies, every live task ends with reason error and
+// later calls throw Error(state).
+class Engine {
+ public:
+  static std::unique_ptr<Engine> make(std::shared_ptr<Executor> executor,
+                                      std::unique_ptr<Policy> policy,
+                                      std::unique_ptr<LatencyModel> latency,
+                                      std::shared_ptr<Clock> clock, const EngineOptions& options);
+  virtual ~Engine() = default;  // close()
+
+  // Throws Error(invalid_argument) for a bad task, Error(state) when closed, Error(resource) when
+  // the queue is full. A task whose prompt + max_tokens can never fit is answered `rejected`.
+  virtual std::shared_ptr<TaskHandle> submit(TaskSpec task) = 0;
+  // Submits all atomically: the loop sees none or all, with `arrival` relative to this call's time.
+  virtual std::vector<std::shared_ptr<TaskHandle>> submit_all(std::vector<TaskSpec> tasks) = 0;
+  virtual bool cancel(TaskId id) = 0;  // false: unknown or ended
+  virtual void wait_idle() = 0;        // until no task is live
+  virtual void close() = 0;            // cancels what is live, joins the loop
+
+  virtual double now() const = 0;
+  virtual EngineStats stats() const = 0;
+  virtual std::string inspect_policy() = 0;
+  virtual std::vector<LogEvent> drain_events() = 0;
+  virtual std::vector<StepRecord> drain_steps() = 0;
+  // When idle: block ledger adds up, nothing is held. Throws Error(state).
+  virtual void check_integrity() = 0;
+};
+
+}  // namespace slicellm

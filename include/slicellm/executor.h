@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "slicellm/batch.h"
+#include "slicellm/kv_cache.h"
+#include "slicellm/task.h"
+
+namespace slicellm {
+
+// The executor's side of a task: how to sample, and (workload runs) when it really ends.
+struct ExecutorTask {
+  TaskId id = 0;
+  Sampling sampling;
+  std::vector<int32_t> prompt;   // for the repetition penalty and recompute-free sampling state
+  int32_t true_output_tokens = 0;  // 0 = until the model ends
+};
+
+struct RowResult {
+  TaskId task = 0;
+  int32_t token = 0;
+  bool ended = false;  // the true output length is reached
+  float logprob = 0;   // natural log, of the distribution before temperature; if asked for
+  std::vector<std::pair<int32_t, float>> top_logprobs;
+};
+
+struct StepResult {
+  std::vector<RowResult> rows;  // one per sequence with `sample`, in batch order
+  double duration = 0;          // seconds the step took (KV copies included)
+};
+
+using Ticket = int64_t;
+
+// Runs batches. Knows nothing of SLOs or policies. Called by the engine thread; `submit` returns
+// without waiting for the result, and at most two steps may be in flight.
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  virtual std::string name() const = 0;  // "cpu", "cuda", "sim"
+  virtual const KvLayout& kv_layout() const = 0;
+  virtual int32_t num_blocks() const = 0;
+  virtual int32_t num_host_blocks() const = 0;
+
+  virtual void add_task(const ExecutorTask& task) = 0;
+  virtual void remove_task(TaskId id) = 0;
+  virtual Ticket submit(Batch batch) = 0;
+  virtual StepResult wait(Ticket ticket) = 0;
+};
+
+}  // namespace slicellm

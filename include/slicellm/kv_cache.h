@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "slicellm/dtype.h"
+
+namespace slicellm {
+
+// Shape of the KV cache of a model. One block holds `block_tokens` token slots of all layers.
+struct KvLayout {
+  int32_t layers = 0;
+  int32_t kv_heads = 0;
+  int32_t head_dim = 0;
+  int32_t block_tokens = 16;
+  DType dtype = DType::float16;  // float16 or float32
+
+  // K and V, all layers.
+  size_t block_bytes() const {
+    return size_t{2} * layers * kv_heads * head_dim * block_tokens * dtype_bits(dtype) / 8;
+  }
+};
+
+// The bytes of the KV blocks on a device. Knows nothing of tasks. Not thread-safe: used by the
+// engine thread and, inside a step, by the device's own threads.
+class KvStorage {
+ public:
+  virtual ~KvStorage() = default;
+  virtual const KvLayout& layout() const = 0;
+  virtual int32_t num_blocks() const = 0;
+  virtual void copy_to_host(int32_t block, void* host) const = 0;     // block_bytes() bytes
+  virtual void copy_from_host(int32_t block, const void* host) = 0;   // block_bytes() bytes
+};
+
+// Free list with reference counts over block ids 0..n-1. Asks are pure, does act and throw
+// Error(resource) when asked for more than is free. Blocks may be shared (count > 1).
+class BlockAllocator {
+ public:
+  explicit BlockAllocator(int32_t num_blocks);
+
+  int32_t num_blocks() const { return static_cast<int32_t>(refs_.size()); }
+  int32_t num_free() const { return static_cast<int32_t>(free_.size()); }
+  bool can_allocate(int32_t count) const { return count <= num_free(); }
+  int32_t allocate();             // reference count 1; lowest recently freed first
+  void share(int32_t block);      // +1
+  void release(int32_t block);    // -1; free at 0
+  int32_t refs(int32_t block) const { return refs_[block]; }
+
+  // free + referenced == total and no block is in both sets; throws Error(state) otherwise.
+  void check_integrity() const;
+
+ private:
+  std::vector<int32_t> free_;
+  std::vector<int32_t> refs_;
+};
+
+}  // namespace slicellm

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "slicellm/batch.h"
+#include "slicellm/format.h"
+#include "slicellm/ops.h"
+
+namespace slicellm {
+
+// What the forward pass needs to know of a model: numbers and switches, no weights.
+// Built from a Config by one file per family (src/model/family_*.cc).
+struct ModelSpec {
+  std::string family;  // "llama", "qwen2", "chatglm1", "chatglm2"
+  int32_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, inner = 0, vocab = 0;
+  int32_t max_positions = 0;      // longest context the model was made for
+  NormKind norm = NormKind::rms;
+  float norm_eps = 1e-5f;
+  GateActivation activation = GateActivation::silu_gate;
+  RopeStyle rope_style = RopeStyle::half;
+  int32_t rotary_dim = 0;
+  float attention_scale = 0;      // usually 1/sqrt(head_dim)
+  float residual_alpha = 1;       // ChatGLM-6B: sqrt(2 * layers)
+  bool norm_is_residual = false;  // ChatGLM-6B: the normed input feeds the residual
+  bool prefill_divisible = true;  // false where the prompt attends both ways
+  int32_t sliding_window = 0;
+  bool tied_embeddings = false;
+  std::vector<int32_t> eos_ids;
+  int32_t bos_id = -1;
+};
+
+struct ModelOptions {
+  DTypeSpec dtype;               // for Hugging Face input; ignored when `dtype_auto`
+  bool dtype_auto = true;        // keep the file's dtypes (float16 for Hugging Face input)
+  ActivationType activation = ActivationType::automatic;
+  DType kv_dtype = DType::float16;
+  Progress progress;
+};
+
+// Packed weights of one model on one device. Immutable after load, shared by engines; `forward` uses
+// a workspace, so one thread at a time.
+class Model {
+ public:
+  // Throws Error(io | format | unsupported | resource).
+  static std::shared_ptr<Model> load(const std::string& path, std::shared_ptr<Device> device,
+                                     const ModelOptions& options);
+  virtual ~Model() = default;
+
+  virtual const ModelSpec& spec() const = 0;
+  virtual const ModelFile& file() const = 0;
+  virtual Device& device() const = 0;
+  virtual KvLayout kv_layout() const = 0;
+  virtual size_t weight_bytes() const = 0;
+  virtual std::string fingerprint() const = 0;  // model, dtypes, threads, CPU: keys calibrations
+
+  // One step. Writes logits[rows.size(), vocab] for the given flat token indices; K and V go to
+  // `kv` through the batch's block tables. Token ids must be below spec().vocab (checked by the
+  // callers at the border). Throws Error(invalid_argument) for a bad batch.
+  virtual void forward(const Batch& batch, KvStorage& kv, std::span<const int32_t> rows,
+                       float* logits) = 0;
+};
+
+// Family files: recognise a config, fill the spec, and say what the weights are called.
+ModelSpec make_model_spec(const ModelFile& file);
+
+}  // namespace slicellm

@@ -1,0 +1,141 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "slicellm/batch.h"
+#include "slicellm/dtype.h"
+#include "slicellm/kv_cache.h"
+#include "slicellm/tensor.h"
+
+// The coarse operations of a forward pass. The model (src/model) is written once against this
+// header; each device (src/cpu, later src/cuda) implements it and may fuse inside an op.
+//
+// Activations are float32 matrices [tokens, width] in device memory. The order of every reduction
+// depends on the row alone, never on the batch, the chunking or the thread count, so a task's
+// results are bit-equal however it is scheduled.
+namespace slicellm {
+
+// How quantised weights meet activations.
+enum class ActivationType {
+  automatic,  // int8 for int8/int4 weights, float32 for float weights
+  float32,    // weights decoded to float32, activations untouched
+  int8,       // activations quantised per token and group, integer dot products
+};
+ActivationType parse_activation_type(std::string_view text);  // "auto", "float32", "int8"
+
+// A linear layer in a device's own layout: y[n, out] = x[n, in] * W^T + bias.
+class PackedLinear {
+ public:
+  virtual ~PackedLinear() = default;
+  virtual int64_t in_features() const = 0;
+  virtual int64_t out_features() const = 0;
+  virtual size_t bytes() const = 0;  // bytes read per use (weights + scales)
+};
+
+// Rows of an embedding table, read in place from the model file's mapping or from device memory.
+class EmbeddingTable {
+ public:
+  virtual ~EmbeddingTable() = default;
+  virtual int64_t rows() const = 0;
+  virtual int64_t cols() const = 0;
+};
+
+// Device memory for activations, [rows, cols] float32. Allocated once per model instance.
+class Activation {
+ public:
+  virtual ~Activation() = default;
+  virtual float* data() = 0;  // device pointer
+  virtual int64_t capacity() const = 0;  // floats
+};
+
+enum class NormKind { rms, layer };  // layer has a bias
+struct NormWeights {
+  NormKind kind = NormKind::rms;
+  float eps = 1e-5f;
+  std::vector<float> weight;  // [width]
+  std::vector<float> bias;    // [width] for layer, empty for rms
+};
+
+enum class GateActivation {
+  silu_gate,  // silu(gate) * up; the linear's rows are gate then up
+  gelu_tanh,  // gelu(up), tanh form; no gate
+};
+
+enum class RopeStyle {
+  half,         // pairs (i, i + rotary_dim/2): Llama, Qwen
+  interleaved,  // pairs (2i, 2i+1): ChatGLM2/3
+  glm_2d,       // ChatGLM-6B: first half of the head by position, second half by block position,
+                // each half-split
+};
+
+// Cosines and sines per position are precomputed by the model for all variants (linear, dynamic,
+// llama3, yarn): the op only applies them.
+struct RopeTable {
+  RopeStyle style = RopeStyle::half;
+  int32_t rotary_dim = 0;         // rotated part of the head (per half for glm_2d)
+  int32_t positions = 0;          // rows of the tables
+  std::vector<float> cos, sin;    // [positions, rotary_dim/2]
+};
+
+struct AttentionArgs {
+  const Batch* batch = nullptr;
+  Activation* qkv = nullptr;  // [n, (heads + 2*kv_heads) * head_dim]: q heads, then k, then v
+  Activation* out = nullptr;  // [n, heads * head_dim]
+  KvStorage* kv = nullptr;
+  int32_t layer = 0;
+  int32_t heads = 0, kv_heads = 0, head_dim = 0;
+  float scale = 0;            // multiplies q.k
+  const RopeTable* rope = nullptr;
+  int32_t sliding_window = 0;      // 0 = none (Mistral)
+  bool bidirectional_prompt = false;  // ChatGLM-6B: prompt tokens but the last see each other
+};
+
+// A device. Ops of one Device are called from one thread at a time.
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual std::string name() const = 0;       // "cpu"
+  virtual std::string describe() const = 0;   // "AMD EPYC, avx2, 2 threads"
+  virtual int threads() const = 0;
+
+  // Packs matrices stacked by rows (all of one dtype, group size and width) with their biases
+  // (empty, or one per matrix; a matrix without bias has an empty one). Parallel.
+  virtual std::unique_ptr<PackedLinear> pack(std::span<const Weight> matrices,
+                                             std::span<const std::vector<float>> biases,
+                                             ActivationType activation) = 0;
+  virtual std::unique_ptr<EmbeddingTable> embedding(const Weight& table) = 0;
+  virtual std::unique_ptr<Activation> allocate(int64_t floats) = 0;
+  virtual std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) = 0;
+  virtual size_t free_memory() const = 0;  // bytes that may still be allocated for KV
+
+  // x[n, width] = table[tokens]
+  virtual void embed(std::span<const int32_t> tokens, const EmbeddingTable& table,
+                     Activation& x) = 0;
+  // out[n, linear.out] = linear(norm(x)); with `normed_into_x`, x becomes norm(x) (ChatGLM-6B).
+  virtual void norm_linear(Activation& x, int64_t n, const NormWeights& norm,
+                           const PackedLinear& linear, bool normed_into_x, Activation& out) = 0;
+  // Rotates q and k, appends k and v to the cache, attends.
+  virtual void rope_append_attend(const AttentionArgs& args) = 0;
+  // x[n, linear.out] = alpha * x + linear(in)
+  virtual void linear_add(const Activation& in, int64_t n, const PackedLinear& linear, float alpha,
+                          Activation& x) = 0;
+  // out[n, inner] = act(linear(norm(x)))
+  virtual void norm_linear_act(Activation& x, int64_t n, const NormWeights& norm,
+                               const PackedLinear& linear, GateActivation act, bool normed_into_x,
+                               Activation& out) = 0;
+  // logits[rows.size(), vocab] (host memory) = head(norm(x[rows]))
+  virtual void logits(const Activation& x, std::span<const int32_t> rows, const NormWeights& norm,
+                      const PackedLinear& head, float* logits) = 0;
+};
+
+struct CpuOptions {
+  int threads = 0;       // 0 = number of usable cores
+  std::string isa;       // "" = best of the CPU; "avx2" or "portable" to force one
+};
+std::shared_ptr<Device> make_cpu_device(const CpuOptions& options);
+
+}  // namespace slicellm

@@ -1,0 +1,152 @@
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "slicellm/batch.h"
+#include "slicellm/latency_model.h"
+#include "slicellm/task.h"
+
+namespace slicellm {
+
+enum class KvState { none, device, host };
+
+// One row of the task table as a policy sees it. Never the true output length.
+struct TaskView {
+  TaskId id = -1;           // -1: an empty row
+  int32_t class_id = 0;     // same class name, same number
+  double utility = 1;
+  Slo slo;
+  double arrival = 0;       // seconds on the engine's clock
+  int32_t prompt_len = 0;
+  int32_t max_tokens = 0;   // cap on the output length
+  bool prefill_divisible = true;  // false: prompt + output so far must be one chunk
+  int32_t produced = 0;     // output tokens so far
+  int32_t cached = 0;       // tokens whose K and V exist (device or host)
+  double first_token_time = std::numeric_limits<double>::quiet_NaN();
+  double last_token_time = std::numeric_limits<double>::quiet_NaN();
+  KvState kv = KvState::none;
+  int32_t blocks = 0;       // KV blocks held, on the side that `kv` says
+
+  // Tokens known but not in KV. A first pass or a recompute has more than one (or produced == 0).
+  int32_t pending() const { return prompt_len + produced - cached; }
+  bool ready_to_decode() const { return produced > 0 && pending() == 1; }
+};
+
+// What a policy may look at when it plans. Spans are valid during the call only.
+struct View {
+  double now = 0;
+  std::span<const TaskView> tasks;  // indexed by slot; rows with id -1 are empty
+  std::span<const int32_t> live;    // slots in use, by arrival then id
+  int32_t block_tokens = 16;
+  int32_t total_blocks = 0, free_blocks = 0;            // device KV
+  int32_t total_host_blocks = 0, free_host_blocks = 0;  // host KV (swap)
+  size_t block_bytes = 0;
+  int32_t max_rows = 0;         // tasks that may take part in one step
+  int32_t max_step_tokens = 0;  // tokens that one step may hold
+  const LatencyModel* latency = nullptr;
+
+  int32_t blocks_for(int64_t tokens) const {
+    return static_cast<int32_t>((tokens + block_tokens - 1) / block_tokens);
+  }
+};
+
+struct PrefillChunk {
+  int32_t slot = 0;
+  int32_t tokens = 0;  // 1 .. pending()
+  bool operator==(const PrefillChunk&) const = default;
+};
+
+enum class KvActionKind {
+  swap_out,  // device -> host
+  swap_in,   // host -> device
+  drop,      // forget KV; a later prefill of prompt + output recomputes it
+};
+struct KvAction {
+  KvActionKind kind = KvActionKind::drop;
+  int32_t slot = 0;
+  bool operator==(const KvAction&) const = default;
+};
+
+struct Ending {  // the policy ends a task
+  int32_t slot = 0;
+  FinishReason reason = FinishReason::rejected;  // rejected or deadline
+  bool operator==(const Ending&) const = default;
+};
+
+// A policy's proposal for the next step. KV actions run first, in order; then endings; then the
+// step. A task that is not named is paused: it keeps its KV and waits.
+struct StepPlan {
+  std::vector<PrefillChunk> prefill;
+  std::vector<int32_t> decode;  // slots with ready_to_decode()
+  std::vector<KvAction> kv;
+  std::vector<Ending> endings;
+  double wake_at = std::numeric_limits<double>::infinity();  // when nothing is to run
+
+  bool runs() const { return !prefill.empty() || !decode.empty(); }
+  bool empty() const { return !runs() && kv.empty() && endings.empty(); }
+  bool operator==(const StepPlan&) const = default;
+};
+
+StepFeatures features_of(const StepPlan& plan, const View& view);
+
+// Replays `plan` on the block ledger that `view` describes and throws Error(state) that names the
+// rule broken: a slot unused or twice, a decode row not ready or off the device, a chunk of the
+// wrong size, rows, tokens or blocks beyond the limits. Runs in release builds too.
+void check_plan(const StepPlan& plan, const View& view);
+
+enum class TaskEventKind { arrive, finish };
+struct TaskEvent {
+  TaskEventKind kind = TaskEventKind::arrive;
+  int32_t slot = 0;
+  FinishReason reason = FinishReason::none;  // finish only
+};
+
+// What became of a committed plan.
+struct StepOutcome {
+  double start = 0, duration = 0;  // seconds
+  StepFeatures features;
+  std::vector<int32_t> token_slots;  // slots that produced a token
+};
+
+// A scheduler: a deterministic state machine. It reads no clock, touches no weight, takes no lock.
+// Feeding it recorded events and views gives identical plans. Called by one thread.
+class Policy {
+ public:
+  virtual ~Policy() = default;
+  virtual std::string name() const = 0;
+
+  // A task arrived, or ended for any reason (its row is still readable in `task`).
+  virtual void on(const TaskEvent& event, const TaskView& task) = 0;
+
+  // Proposes the next step. Must not advance the policy: a plan that is dropped changes nothing.
+  virtual StepPlan plan(const View& view) = 0;
+
+  // The plan ran; `view` is the table after the step. Advances scan positions, queues, learning.
+  virtual void commit(const StepPlan& plan, const StepOutcome& outcome, const View& view) = 0;
+
+  // A snapshot of the policy's state for people and tests, as JSON.
+  virtual std::string inspect() const { return "{}"; }
+};
+
+struct PolicyParameter {
+  std::string name, default_value, help;
+};
+struct PolicyInfo {
+  std::string name, source, summary;  // source: paper and section
+  std::vector<PolicyParameter> parameters;
+};
+
+std::vector<PolicyInfo> list_policies();
+
+// "slice", "slice:ratio=0.9,mask_layout=spread". Throws Error(invalid_argument) naming the policy
+// or the parameter.
+std::unique_ptr<Policy> make_policy(std::string_view text);
+
+}  // namespace slicellm

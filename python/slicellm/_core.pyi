@@ -1,0 +1,270 @@
+"""The native core. Prefer the names that `slicellm` re-exports."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# ---- errors (bind_error.cc) ---------------------------------------------------------------------
+class Error(Exception):
+    field: str
+    value: str
+    expected: str
+
+class InvalidArgument(Error, ValueError): ...
+class FormatError(Error, ValueError): ...
+class IoError(Error, OSError): ...
+class Unsupported(Error, NotImplementedError): ...
+class ResourceError(Error, RuntimeError): ...
+class StateError(Error, RuntimeError): ...
+
+# ---- files (bind_format.cc) ---------------------------------------------------------------------
+class Weight:
+    """A tensor of a model file; `decode()` gives float32 of the logical shape."""
+
+    @staticmethod
+    def from_numpy(name: str, array: npt.NDArray[Any]) -> Weight: ...  # float32/float16; copies
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...  # "float32", "float16", "bfloat16", "int8", "int4"
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def scale(self) -> npt.NDArray[np.float32]: ...  # [rows * groups]
+    @property
+    def minimum(self) -> npt.NDArray[np.float32]: ...
+    def decode(self) -> npt.NDArray[np.float32]: ...
+    def convert(self, dtype: str) -> Weight: ...  # "int4g32", "float16", ...
+
+class ModelFile:
+    kind: str  # "flm", "export_dir", "hf_dir"
+    path: str
+    version: int
+    config: dict[str, str]  # flat, dotted keys, values as text
+    tokens: list[tuple[bytes, int, float]]  # vocabulary of a .flm: bytes, id, score
+    has_scores: bool
+    special_tokens: list[str]
+    def names(self) -> list[str]: ...
+    def __contains__(self, name: str) -> bool: ...
+    def weight(self, name: str) -> Weight: ...
+
+def open_model_file(path: str) -> ModelFile: ...
+def write_flm(
+    path: str,
+    config: dict[str, str],
+    tokens: Sequence[tuple[bytes, int, float]],
+    has_scores: bool,
+    special_tokens: Sequence[str],
+    names: Sequence[str],
+    weight: Callable[[str], Weight],
+    progress: Callable[[int, int], None] | None = None,
+) -> None: ...
+def write_export_dir(
+    path: str,
+    names: Sequence[str],
+    weight: Callable[[str], Weight],
+    progress: Callable[[int, int], None] | None = None,
+) -> None: ...
+
+# Converts a model file or directory: quantises linear layers to `dtype`, in parallel, with fastllm's
+# names for the family when the output is a .flm. Copies tokenizer and config files for directories.
+def export_model(
+    path: str,
+    output: str,
+    dtype: str,
+    extra_config: dict[str, str],
+    tokens: Sequence[tuple[bytes, int, float]],
+    has_scores: bool,
+    special_tokens: Sequence[str],
+    threads: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None: ...
+def parse_dtype(text: str) -> tuple[str, int]: ...
+
+# ---- model (bind_model.cc) ----------------------------------------------------------------------
+class Model:
+    @staticmethod
+    def load(
+        path: str,
+        dtype: str = "auto",
+        device: str = "cpu",
+        threads: int = 0,
+        activation: str = "auto",
+        kv_cache_dtype: str = "float16",
+        isa: str = "",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Model: ...
+    spec: dict[str, Any]  # ModelSpec's fields by name
+    file: ModelFile
+    threads: int
+    device: str  # description of the device
+    fingerprint: str
+    weight_bytes: int
+    kv_block_bytes: int
+    # Logits of every token, computed in chunks of `chunk` tokens (0 = all at once).
+    def forward(self, ids: Sequence[int], chunk: int = 0) -> npt.NDArray[np.float32]: ...
+
+# ---- tasks (bind_task.cc) -----------------------------------------------------------------------
+class TaskSpec:
+    """A request for the engine; token ids only. All times in milliseconds, as everywhere in Python."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int = 256,
+        utility: float = 1.0,
+        ttft_ms: float | None = None,
+        tpot_ms: float | None = None,
+        deadline_ms: float | None = None,
+        class_name: str = "default",
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        logprobs: int | None = None,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+        stop_at_deadline: bool = False,
+        arrival_s: float | None = None,
+        true_output_tokens: int = 0,
+    ) -> None: ...
+    # every argument is a read-only property of the same name
+
+# ---- latency (bind_latency.cc) ------------------------------------------------------------------
+class LatencyModel:
+    @staticmethod
+    def from_json(text: str) -> LatencyModel: ...
+    @staticmethod
+    def from_decode_table(milliseconds: Sequence[float], prefill_ms: float = 20.0,
+                          prefill_ms_per_token: float = 0.4) -> LatencyModel: ...
+    def to_json(self) -> str: ...
+    def decode_step_ms(self, rows: int, mean_context: float = 0.0) -> float: ...
+    def predict_ms(self, tokens: int, rows: int, context: float = 0.0, chunk_work: float = 0.0,
+                   swap_bytes: float = 0.0) -> tuple[float, float]: ...  # median, quantile
+    def observe(self, ms: float, tokens: int, rows: int, context: float = 0.0,
+                chunk_work: float = 0.0, swap_bytes: float = 0.0) -> None: ...
+
+# Measures this model on this machine: decode batches, contexts and prefill chunks.
+def calibrate(model: Model, seconds: float = 10.0,
+              progress: Callable[[int, int], None] | None = None) -> LatencyModel: ...
+
+# ---- policies (bind_policy.cc, bind_mask_matrix.cc) ---------------------------------------------
+class TaskView:
+    """Constructible with keywords for synthetic tasks; times in seconds on the engine's clock,
+    targets in milliseconds."""
+
+    id: int
+    class_id: int
+    utility: float
+    ttft_ms: float | None
+    tpot_ms: float | None
+    deadline_ms: float | None
+    arrival: float
+    prompt_len: int
+    max_tokens: int
+    prefill_divisible: bool
+    produced: int
+    cached: int
+    first_token_time: float
+    last_token_time: float
+    kv: str  # "none", "device", "host"
+    blocks: int
+    def __init__(self, **fields: Any) -> None: ...
+    def pending(self) -> int: ...
+    def ready_to_decode(self) -> bool: ...
+
+class View:
+    now: float
+    tasks: list[TaskView]  # indexed by slot; empty rows have id -1
+    live: list[int]
+    block_tokens: int
+    total_blocks: int
+    free_blocks: int
+    total_host_blocks: int
+    free_host_blocks: int
+    max_rows: int
+    max_step_tokens: int
+    def __init__(self, tasks: Sequence[TaskView], latency: LatencyModel, **fields: Any) -> None: ...
+    def decode_step_ms(self, rows: int, mean_context: float = 0.0) -> float: ...
+    def predict_ms(self, plan: StepPlan) -> tuple[float, float]: ...
+
+class StepPlan:
+    prefill: list[tuple[int, int]]  # (slot, tokens)
+    decode: list[int]  # slots
+    kv: list[tuple[str, int]]  # ("swap_out" | "swap_in" | "drop", slot)
+    endings: list[tuple[int, str]]  # (slot, "rejected" | "deadline")
+    wake_at: float
+    def __init__(self, **fields: Any) -> None: ...
+
+class Policy:
+    """Base of native policies, and of policies written in Python (override on, plan, commit)."""
+
+    name: str
+    def __init__(self) -> None: ...
+    def on(self, kind: str, slot: int, task: TaskView) -> None: ...  # kind: "arrive" | "finish"
+    def plan(self, view: View) -> StepPlan: ...
+    def commit(self, plan: StepPlan, duration: float, token_slots: list[int], view: View) -> None: ...
+    def inspect(self) -> str: ...  # JSON
+
+def make_policy(text: str) -> Policy: ...
+def list_policies() -> list[dict[str, Any]]: ...  # name, source, summary, parameters
+def check_plan(plan: StepPlan, view: View) -> None: ...
+
+class MaskMatrix:
+    """SLICE's decode-mask matrix: row = task, column = decode step."""
+
+    def __init__(self, rates: Sequence[int], layout: str = "packed") -> None: ...
+    rows: int
+    columns: int
+    def column(self, j: int) -> list[int]: ...  # rows that take part in decode step j
+    def to_numpy(self) -> npt.NDArray[np.uint8]: ...  # [rows, columns]
+
+# ---- engine (bind_engine.cc) --------------------------------------------------------------------
+class TaskHandle:
+    id: int
+    done: bool
+    def take(self, timeout: float = -1.0) -> dict[str, Any]: ...
+    def wait(self, timeout: float = -1.0) -> dict[str, Any]: ...
+    # both: {id, reason, error, arrival, finish_time, prompt_tokens, token_ids, token_times,
+    #        logprobs, top_logprobs, text}; times in seconds on the engine's clock
+
+class Engine:
+    def __init__(
+        self,
+        model: Model,
+        policy: str | Policy,
+        latency: LatencyModel,
+        *,
+        kv_cache_bytes: int = 0,  # 0 = from free memory
+        host_kv_bytes: int = -1,  # swap space; -1 = as much as the device pool
+        max_rows: int = 64,
+        max_step_tokens: int = 2048,
+        max_context: int = 0,
+        max_queue: int = 100000,
+        token_bytes: Sequence[bytes] = (),
+        eos_ids: Sequence[int] | None = None,  # None = the model's
+        record_events: bool = True,
+    ) -> None: ...
+    def submit(self, task: TaskSpec) -> TaskHandle: ...
+    def submit_all(self, tasks: Sequence[TaskSpec]) -> list[TaskHandle]: ...
+    def cancel(self, id: int) -> bool: ...
+    def wait_idle(self) -> None: ...
+    def close(self) -> None: ...
+    # Ids of handles with something new since the last call; blocks up to `timeout` seconds. One
+    # consumer thread serves any number of streams (asyncio) with it.
+    def wait_updates(self, timeout: float) -> list[int]: ...
+    def now(self) -> float: ...
+    def stats(self) -> dict[str, Any]: ...
+    def inspect_policy(self) -> str: ...
+    def latency_json(self) -> str: ...  # the latency model as corrected so far
+    def drain_events(self) -> list[tuple[float, int, str, int]]: ...  # t, task, event, value
+    def drain_steps(self) -> dict[str, npt.NDArray[Any]]: ...  # columns of StepRecord
+    def check_integrity(self) -> None: ...
