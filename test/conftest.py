@@ -1,0 +1,31 @@
+"""What the tests share: the recorded fixtures of other software and tiny models of our own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Directory of model files written by other software; tests skip where it is absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
+    path = Path(os.environ.get("SLICELLM_FIXTURES", default))
+    if not path.is_dir():
+        pytest.skip(f"no fixtures at {path} (set SLICELLM_FIXTURES)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer llama .flm with a sentencepiece vocabulary; text in, noise out."""
+    return tiny_models.make_llama_flm(tmp_path_factory.mktemp("tiny") / "tiny_llama.flm")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a Hugging Face directory: config, safetensors, tokenizer, chat template."""
+    return tiny_models.make_llama_directory(tmp_path_factory.mktemp("tiny") / "tiny_llama")
