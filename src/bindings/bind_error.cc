@@ -18,7 +18,8 @@ py::object make_class(py::module_& m, const char* name, const char* doc, py::obj
   py::dict members;
   members["__module__"] = "slicellm";
   members["__doc__"] = doc;
-  py::tuple bases = builtin.is_none() ? py::make_tuple(base) : py::make_tuple(base, builtin);
+  py::tuple bases = py::make_tuple(base, builtin);
+  if (builtin.is_none()) bases = py::make_tuple(base);
   py::object type = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(&PyType_Type));
   py::object result = type(name, bases, members);
   m.attr(name) = result;
