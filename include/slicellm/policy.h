@@ -77,6 +77,7 @@ struct KvAction {
 struct Ending {  // the policy ends a task
   int32_t slot = 0;
   FinishReason reason = FinishReason::rejected;  // rejected or deadline
+  std::string message;                           // rejected: one sentence for the caller
   bool operator==(const Ending&) const = default;
 };
 
@@ -94,12 +95,32 @@ struct StepPlan {
   bool operator==(const StepPlan&) const = default;
 };
 
+// What the latency model needs to know of a plan. `plan` must be valid for `view`.
 StepFeatures features_of(const StepPlan& plan, const View& view);
 
-// Replays `plan` on the block ledger that `view` describes and throws Error(state) that names the
-// rule broken: a slot unused or twice, a decode row not ready or off the device, a chunk of the
-// wrong size, rows, tokens or blocks beyond the limits. Runs in release builds too.
-void check_plan(const StepPlan& plan, const View& view);
+// Replays plans on the block ledger that a view describes. Runs in release builds too; the cost is
+// that of the plan, not of the table: the scratch is kept between calls. Not thread-safe.
+class PlanChecker {
+ public:
+  // Throws Error(state) that names the rule broken: a slot unused or twice, a decode row not ready
+  // or off the device, a chunk of the wrong size, rows, tokens or blocks beyond the limits, KV
+  // moved from where it is not, an ending that is no refusal, or nothing to run and no time to
+  // wake although tasks are live.
+  void check(const StepPlan& plan, const View& view);
+
+ private:
+  // A slot as the KV actions of the plan leave it; valid where `stamp` is the current check's.
+  struct Slot {
+    uint64_t stamp = 0;
+    KvState kv = KvState::none;
+    int32_t blocks = 0, cached = 0;
+    bool used = false;  // runs or ends
+  };
+  Slot& touch(const char* list, size_t index, int32_t slot, const View& view);
+
+  std::vector<Slot> slots_;
+  uint64_t stamp_ = 0;
+};
 
 enum class TaskEventKind { arrive, finish };
 struct TaskEvent {
@@ -110,25 +131,30 @@ struct TaskEvent {
 
 // What became of a committed plan.
 struct StepOutcome {
-  double start = 0, duration = 0;  // seconds
+  double start = 0, duration = 0;  // seconds; duration 0 for a plan that ran no step
   StepFeatures features;
   std::vector<int32_t> token_slots;  // slots that produced a token
 };
 
 // A scheduler: a deterministic state machine. It reads no clock, touches no weight, takes no lock.
-// Feeding it recorded events and views gives identical plans. Called by one thread.
+// Feeding it recorded events and views gives identical plans. Called by one thread, in this order:
+//   on(...)*  plan  [commit  on(finish)*]
+// Events come between a commit and the next plan. A plan that was applied is committed, also one
+// that ran no step; a plan that was dropped is not, and then plan is called again.
 class Policy {
  public:
   virtual ~Policy() = default;
   virtual std::string name() const = 0;
 
-  // A task arrived, or ended for any reason (its row is still readable in `task`).
-  virtual void on(const TaskEvent& event, const TaskView& task) = 0;
+  // A task arrived (its row is in `view` and live) or ended for any reason (its row
+  // `view.tasks[event.slot]` is still readable; it holds no KV any more and is not live).
+  virtual void on(const TaskEvent& event, const View& view) = 0;
 
   // Proposes the next step. Must not advance the policy: a plan that is dropped changes nothing.
   virtual StepPlan plan(const View& view) = 0;
 
-  // The plan ran; `view` is the table after the step. Advances scan positions, queues, learning.
+  // The last proposed plan was applied; `view` is the table after the step, with the rows of tasks
+  // that ended by it. Advances scan positions, queues, learning.
   virtual void commit(const StepPlan& plan, const StepOutcome& outcome, const View& view) = 0;
 
   // A snapshot of the policy's state for people and tests, as JSON.
@@ -145,7 +171,7 @@ struct PolicyInfo {
 
 std::vector<PolicyInfo> list_policies();
 
-// "slice", "slice:ratio=0.9,mask_layout=spread". Throws Error(invalid_argument) naming the policy
+// "slice" or "slice:ratio=0.9,mask_layout=spread". Throws Error(invalid_argument) naming the policy
 // or the parameter.
 std::unique_ptr<Policy> make_policy(std::string_view text);
 

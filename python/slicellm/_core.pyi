@@ -200,7 +200,7 @@ class StepPlan:
     prefill: list[tuple[int, int]]  # (slot, tokens)
     decode: list[int]  # slots
     kv: list[tuple[str, int]]  # ("swap_out" | "swap_in" | "drop", slot)
-    endings: list[tuple[int, str]]  # (slot, "rejected" | "deadline")
+    endings: list[tuple[int, str, str]]  # (slot, "rejected" | "deadline", sentence for the caller)
     wake_at: float
     def __init__(self, **fields: Any) -> None: ...
 
@@ -209,7 +209,7 @@ class Policy:
 
     name: str
     def __init__(self) -> None: ...
-    def on(self, kind: str, slot: int, task: TaskView) -> None: ...  # kind: "arrive" | "finish"
+    def on(self, kind: str, slot: int, view: View) -> None: ...  # kind: "arrive" | "finish"
     def plan(self, view: View) -> StepPlan: ...
     def commit(self, plan: StepPlan, duration: float, token_slots: list[int], view: View) -> None: ...
     def inspect(self) -> str: ...  # JSON
