@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "slicellm/batch.h"
@@ -103,10 +104,13 @@ class Device {
   virtual int threads() const = 0;
 
   // Packs matrices stacked by rows (all of one dtype, group size and width) with their biases
-  // (empty, or one per matrix; a matrix without bias has an empty one). Parallel.
+  // (empty, or one per matrix; a matrix without bias has an empty one). Parallel. `gated` says that
+  // the first half of all rows is the gate and the second half the up projection of a gated
+  // activation: such a linear serves norm_linear_act with silu_gate, and nothing else.
+  // Throws Error(unsupported) for shapes that do not fit together, Error(resource).
   virtual std::unique_ptr<PackedLinear> pack(std::span<const Weight> matrices,
                                              std::span<const std::vector<float>> biases,
-                                             ActivationType activation) = 0;
+                                             ActivationType activation, bool gated) = 0;
   virtual std::unique_ptr<EmbeddingTable> embedding(const Weight& table) = 0;
   virtual std::unique_ptr<Activation> allocate(int64_t floats) = 0;
   virtual std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) = 0;
@@ -134,8 +138,10 @@ class Device {
 
 struct CpuOptions {
   int threads = 0;       // 0 = number of usable cores
-  std::string isa;       // "" = best of the CPU; "avx2" or "portable" to force one
+  std::string isa;       // "" = best of the CPU; "portable", "avx2" or "avx512" to force one
 };
+// Throws Error(invalid_argument) for an isa that is unknown or that this CPU lacks, and for a
+// thread count outside 0..1024.
 std::shared_ptr<Device> make_cpu_device(const CpuOptions& options);
 
 }  // namespace slicellm

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <string>
+
+#include "cpu/isa.h"
+#include "cpu/memory.h"
+#include "cpu/thread_pool.h"
+#include "slicellm/ops.h"
+
+namespace slicellm::cpu {
+
+// Device for the machine's own cores: float32 activations in host memory.
+class CpuDevice : public Device {
+ public:
+  explicit CpuDevice(const CpuOptions& options);
+
+  std::string name() const override { return "cpu"; }
+  std::string describe() const override;
+  int threads() const override { return pool_.threads(); }
+
+  std::unique_ptr<PackedLinear> pack(std::span<const Weight> matrices,
+                                     std::span<const std::vector<float>> biases,
+                                     ActivationType activation, bool gated) override;
+  std::unique_ptr<EmbeddingTable> embedding(const Weight& table) override;
+  std::unique_ptr<Activation> allocate(int64_t floats) override;
+  std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) override;
+  size_t free_memory() const override;
+
+  void embed(std::span<const int32_t> tokens, const EmbeddingTable& table, Activation& x) override;
+  void norm_linear(Activation& x, int64_t n, const NormWeights& norm, const PackedLinear& linear,
+                   bool normed_into_x, Activation& out) override;
+  void rope_append_attend(const AttentionArgs& args) override;
+  void linear_add(const Activation& in, int64_t n, const PackedLinear& linear, float alpha,
+                  Activation& x) override;
+  void norm_linear_act(Activation& x, int64_t n, const NormWeights& norm,
+                       const PackedLinear& linear, GateActivation act, bool normed_into_x,
+                       Activation& out) override;
+  void logits(const Activation& x, std::span<const int32_t> rows, const NormWeights& norm,
+              const PackedLinear& head, float* logits) override;
+
+ private:
+  // Norm of x's rows into x itself or into scratch memory.
+  const float* norm_rows(float* x, int64_t n, const NormWeights& norm, bool into_x);
+
+  Isa isa_;
+  ThreadPool pool_;
+  Scratch normed_, linear_scratch_, attention_scratch_;
+};
+
+}  // namespace slicellm::cpu
