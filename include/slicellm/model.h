@@ -27,7 +27,8 @@ struct ModelSpec {
   float residual_alpha = 1;       // ChatGLM-6B: sqrt(2 * layers)
   bool norm_is_residual = false;  // ChatGLM-6B: the normed input feeds the residual
   bool prefill_divisible = true;  // false where the prompt attends both ways
-  int32_t sliding_window = 0;
+  int32_t sliding_window = 0;     // tokens a token sees, itself included; 0 = all
+  int32_t window_from_layer = 0;  // layers below it see everything (Qwen2)
   bool tied_embeddings = false;
   std::vector<int32_t> eos_ids;
   int32_t bos_id = -1;

@@ -1,0 +1,178 @@
+#include <algorithm>
+#include <bit>
+#include <cstdio>
+#include <utility>
+
+#include "model/batch_check.h"
+#include "model/family.h"
+#include "model/weights.h"
+#include "slicellm/error.h"
+#include "slicellm/model.h"
+
+namespace slicellm {
+namespace {
+
+// Rows of rotary tables made at load; longer contexts extend them step by step, so that a model
+// made for a million positions does not pay for them.
+constexpr int32_t kRopeRowsAtLoad = 32768;
+constexpr int32_t kRopeRowsAtOnce = 1024;
+
+struct Layer {
+  NormWeights attention_norm, mlp_norm;
+  std::unique_ptr<PackedLinear> qkv, attention_out, up, down;
+};
+
+// FNV-1a: stable across builds and machines, which std::hash is not.
+uint64_t hash_text(const std::string& text, uint64_t hash) {
+  for (unsigned char c : text) hash = (hash ^ c) * 0x100000001b3;
+  return hash;
+}
+
+// The forward pass of every family, written once against the device's coarse ops.
+class TransformerModel final : public Model {
+ public:
+  TransformerModel(std::shared_ptr<const ModelFile> file, std::shared_ptr<Device> device,
+                   const ModelOptions& options)
+      : file_(std::move(file)), device_(std::move(device)), kv_dtype_(options.kv_dtype) {
+    if (kv_dtype_ != DType::float16 && kv_dtype_ != DType::float32) {
+      throw Error(ErrorKind::unsupported, "kv_cache_dtype", to_string(kv_dtype_),
+                  "float16 or float32");
+    }
+    const ModelLayout layout = find_family(*file_).layout(*file_);
+    spec_ = layout.spec;
+    rope_ = layout.rope;
+    extend_rope_table(rope_, std::min(spec_.max_positions, kRopeRowsAtLoad), rope_table_);
+    WeightLoader loader(*file_, *device_, options, layout);
+    embedding_ = loader.embedding(layout.embedding, spec_);
+    for (const LayerSource& source : layout.layers) layers_.push_back(load_layer(loader, source));
+    final_norm_ = loader.norm(layout.final_norm, spec_);
+    head_ = loader.linear(layout.head);
+    weight_bytes_ += head_->bytes();
+    fingerprint_ = make_fingerprint(loader.inventory(), options);
+  }
+
+  const ModelSpec& spec() const override { return spec_; }
+  const ModelFile& file() const override { return *file_; }
+  Device& device() const override { return *device_; }
+  size_t weight_bytes() const override { return weight_bytes_; }
+  std::string fingerprint() const override { return fingerprint_; }
+
+  KvLayout kv_layout() const override {
+    KvLayout layout;
+    layout.layers = spec_.layers;
+    layout.kv_heads = spec_.kv_heads;
+    layout.head_dim = spec_.head_dim;
+    layout.dtype = kv_dtype_;
+    return layout;
+  }
+
+  void forward(const Batch& batch, KvStorage& kv, std::span<const int32_t> rows,
+               float* logits) override {
+    check_batch(batch, spec_, kv_layout(), kv, rows);
+    const int64_t n = static_cast<int64_t>(batch.tokens.size());
+    reserve(batch, n);
+    AttentionArgs attention;
+    attention.batch = &batch;
+    attention.qkv = qkv_.get();
+    attention.out = attended_.get();
+    attention.kv = &kv;
+    attention.heads = spec_.heads;
+    attention.kv_heads = spec_.kv_heads;
+    attention.head_dim = spec_.head_dim;
+    attention.scale = spec_.attention_scale;
+    attention.rope = &rope_table_;
+    attention.bidirectional_prompt = !spec_.prefill_divisible;
+
+    Device& device = *device_;
+    const bool normed = spec_.norm_is_residual;
+    const float alpha = spec_.residual_alpha;
+    device.embed(batch.tokens, *embedding_, *x_);
+    for (int32_t i = 0; i < spec_.layers; ++i) {
+      const Layer& layer = layers_[i];
+      device.norm_linear(*x_, n, layer.attention_norm, *layer.qkv, normed, *qkv_);
+      attention.layer = i;
+      attention.sliding_window = i < spec_.window_from_layer ? 0 : spec_.sliding_window;
+      device.rope_append_attend(attention);
+      device.linear_add(*attended_, n, *layer.attention_out, alpha, *x_);
+      device.norm_linear_act(*x_, n, layer.mlp_norm, *layer.up, spec_.activation, normed, *inner_);
+      device.linear_add(*inner_, n, *layer.down, alpha, *x_);
+    }
+    if (!rows.empty()) device.logits(*x_, rows, final_norm_, *head_, logits);
+  }
+
+ private:
+  Layer load_layer(WeightLoader& loader, const LayerSource& source) {
+    Layer layer;
+    layer.attention_norm = loader.norm(source.attention_norm, spec_);
+    layer.qkv = loader.linear(source.qkv);
+    layer.attention_out = loader.linear(source.attention_out);
+    layer.mlp_norm = loader.norm(source.mlp_norm, spec_);
+    layer.up = loader.linear(source.up);
+    layer.down = loader.linear(source.down);
+    for (const auto* linear : {&layer.qkv, &layer.attention_out, &layer.up, &layer.down}) {
+      weight_bytes_ += (*linear)->bytes();
+    }
+    return layer;
+  }
+
+  std::string make_fingerprint(const std::string& inventory, const ModelOptions& options) const {
+    uint64_t hash = hash_text(inventory, 0xcbf29ce484222325);
+    for (const auto& [key, value] : file_->config().values) {
+      hash = hash_text(key + "=" + value + ";", hash);
+    }
+    hash = hash_text(to_string(kv_dtype_) + ";" +
+                         std::to_string(static_cast<int>(options.activation)) + ";" +
+                         device_->describe() + ";" + std::to_string(device_->threads()),
+                     hash);
+    char text[24];
+    std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(hash));
+    return spec_.family + "-" + text;
+  }
+
+  // Grows the workspace and the rotary tables to what the batch needs; usually does nothing.
+  void reserve(const Batch& batch, int64_t n) {
+    if (n > capacity_) {
+      const int64_t rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
+      const int64_t attended = int64_t{spec_.heads} * spec_.head_dim;
+      capacity_ = 0;
+      x_ = device_->allocate(rows * spec_.hidden);
+      qkv_ = device_->allocate(rows * (attended + 2 * int64_t{spec_.kv_heads} * spec_.head_dim));
+      attended_ = device_->allocate(rows * attended);
+      inner_ = device_->allocate(rows * spec_.inner);
+      capacity_ = rows;
+    }
+    int32_t positions = 0;
+    for (const BatchSequence& sequence : batch.sequences) {
+      positions = std::max(positions, sequence.past + sequence.count);
+    }
+    if (positions > rope_table_.positions) {
+      const int32_t spare = std::min(spec_.max_positions - positions, kRopeRowsAtOnce);
+      extend_rope_table(rope_, positions + spare, rope_table_);
+    }
+  }
+
+  std::shared_ptr<const ModelFile> file_;
+  std::shared_ptr<Device> device_;
+  DType kv_dtype_;
+  ModelSpec spec_;
+  RopeParameters rope_;
+  RopeTable rope_table_;
+  std::unique_ptr<EmbeddingTable> embedding_;
+  std::vector<Layer> layers_;
+  NormWeights final_norm_;
+  std::unique_ptr<PackedLinear> head_;
+  size_t weight_bytes_ = 0;
+  std::string fingerprint_;
+
+  int64_t capacity_ = 0;  // rows of the workspace
+  std::unique_ptr<Activation> x_, qkv_, attended_, inner_;
+};
+
+}  // namespace
+
+std::shared_ptr<Model> Model::load(const std::string& path, std::shared_ptr<Device> device,
+                                   const ModelOptions& options) {
+  return std::make_shared<TransformerModel>(open_model_file(path), std::move(device), options);
+}
+
+}  // namespace slicellm

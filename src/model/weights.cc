@@ -1,0 +1,240 @@
+#include "model/weights.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <exception>
+#include <thread>
+
+#include "slicellm/error.h"
+
+namespace slicellm {
+namespace {
+
+std::string shape_text(std::span<const int64_t> shape) {
+  std::string out = "shape [";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (i > 0) out += ", ";
+    out += std::to_string(shape[i]);
+  }
+  return out + "]";
+}
+
+void check_shape(const Weight& w, std::span<const int64_t> expected) {
+  if (std::ranges::equal(w.shape, expected)) return;
+  throw Error(ErrorKind::format, w.name, shape_text(w.shape), shape_text(expected));
+}
+
+DTypeSpec dtype_of(const Weight& w) {
+  const bool grouped = is_quantized(w.dtype) && w.groups() > 1;
+  return {w.dtype, grouped ? w.group_size : 0};
+}
+
+// Rows [first, first + count) of a float matrix, as a view.
+Weight row_slice(const Weight& w, int64_t first, int64_t count) {
+  const size_t row_bytes = static_cast<size_t>(w.cols()) * dtype_bits(w.dtype) / 8;
+  Weight slice = w;
+  slice.shape = {count, w.cols()};
+  slice.data = static_cast<const char*>(w.data) + row_bytes * first;
+  slice.data_bytes = row_bytes * count;
+  return slice;
+}
+
+// Converts a float matrix in slices of rows, one thread a slice, and appends the slices (with their
+// share of the bias) to what will be packed as one stack.
+void convert_in_slices(const Weight& w, const std::vector<float>& bias, const DTypeSpec& to,
+                       int threads, std::vector<Weight>& out,
+                       std::vector<std::vector<float>>& out_biases) {
+  const int64_t rows = w.rows();
+  const int64_t slices = std::clamp<int64_t>(rows / 16, 1, threads);
+  const size_t begin = out.size();
+  out.resize(begin + slices);
+  std::vector<std::exception_ptr> errors(slices);
+  auto bound = [&](int64_t slice) { return rows * slice / slices; };
+  auto work = [&](int64_t slice) {
+    try {
+      const Weight part = row_slice(w, bound(slice), bound(slice + 1) - bound(slice));
+      out[begin + slice] = convert(part, to);
+    } catch (...) {
+      errors[slice] = std::current_exception();
+    }
+  };
+  {
+    std::vector<std::jthread> workers;
+    for (int64_t i = 1; i < slices; ++i) workers.emplace_back(work, i);
+    work(0);
+  }
+  for (const std::exception_ptr& error : errors) {
+    if (error) std::rethrow_exception(error);
+  }
+  for (int64_t i = 0; i < slices; ++i) {
+    out_biases.emplace_back();
+    if (!bias.empty()) {
+      out_biases.back().assign(bias.begin() + bound(i), bias.begin() + bound(i + 1));
+    }
+  }
+}
+
+std::vector<float> gather(const std::vector<float>& values, std::span<const int64_t> order,
+                          int64_t width) {
+  std::vector<float> out;
+  out.reserve(order.size() * width);
+  for (int64_t row : order) {
+    out.insert(out.end(), values.begin() + row * width, values.begin() + (row + 1) * width);
+  }
+  return out;
+}
+
+// int4 rows of an odd width share bytes with their neighbours: move nibble by nibble.
+void gather_nibbles(const Weight& w, std::span<const int64_t> order, uint8_t* out) {
+  const auto* in = static_cast<const uint8_t*>(w.data);
+  int64_t to = 0;
+  for (int64_t row : order) {
+    for (int64_t i = row * w.cols(); i < (row + 1) * w.cols(); ++i, ++to) {
+      const uint8_t code = i % 2 == 0 ? in[i / 2] >> 4 : in[i / 2] & 15;
+      out[to / 2] |= to % 2 == 0 ? code << 4 : code;
+    }
+  }
+}
+
+// Bytes of the file that the layout's tensors take, as far as shapes tell without reading them.
+uint64_t tensor_bytes(const ModelFile& file, const std::string& name) {
+  return file.contains(name) ? file.weight(name).data_bytes : 0;
+}
+
+uint64_t linear_bytes(const ModelFile& file, const LinearSource& source) {
+  uint64_t bytes = 0;
+  for (const LinearSource::Part& part : source.parts) {
+    bytes += tensor_bytes(file, part.name + ".weight");
+  }
+  return bytes;
+}
+
+}  // namespace
+
+Weight gather_rows(const Weight& w, std::span<const int64_t> order) {
+  Weight out = w;
+  out.shape = {static_cast<int64_t>(order.size()), w.cols()};
+  const size_t row_bits = static_cast<size_t>(w.cols()) * dtype_bits(w.dtype);
+  auto buffer = std::make_shared<std::vector<uint8_t>>((row_bits * order.size() + 7) / 8);
+  if (row_bits % 8 == 0) {
+    const auto* in = static_cast<const uint8_t*>(w.data);
+    for (size_t i = 0; i < order.size(); ++i) {
+      std::memcpy(buffer->data() + i * row_bits / 8, in + order[i] * (row_bits / 8), row_bits / 8);
+    }
+  } else {
+    gather_nibbles(w, order, buffer->data());
+  }
+  if (is_quantized(w.dtype)) {
+    out.scale = gather(w.scale, order, w.groups());
+    out.minimum = gather(w.minimum, order, w.groups());
+  }
+  out.data = buffer->data();
+  out.data_bytes = buffer->size();
+  out.owner = std::move(buffer);
+  return out;
+}
+
+std::vector<int64_t> split_interleaved_qkv(int64_t rows, int32_t heads) {
+  const int64_t head_dim = rows / heads / 3;
+  std::vector<int64_t> order;
+  order.reserve(rows);
+  for (int64_t part = 0; part < 3; ++part) {
+    for (int64_t head = 0; head < heads; ++head) {
+      for (int64_t d = 0; d < head_dim; ++d) order.push_back((head * 3 + part) * head_dim + d);
+    }
+  }
+  return order;
+}
+
+WeightLoader::WeightLoader(const ModelFile& file, Device& device, const ModelOptions& options,
+                           const ModelLayout& layout)
+    : file_(file), device_(device), options_(options) {
+  if (!options.progress) return;
+  total_ = tensor_bytes(file, layout.embedding + ".weight") + linear_bytes(file, layout.head);
+  for (const LayerSource& layer : layout.layers) {
+    for (const LinearSource* source : {&layer.qkv, &layer.attention_out, &layer.up, &layer.down}) {
+      total_ += linear_bytes(file, *source);
+    }
+  }
+}
+
+Weight WeightLoader::matrix(const std::string& name, int64_t rows, int64_t cols) {
+  Weight w = file_.weight(name + ".weight");
+  check_shape(w, std::array{rows, cols});
+  return w;
+}
+
+std::vector<float> WeightLoader::vector(const std::string& name, int64_t size) {
+  const Weight w = file_.weight(name);
+  check_shape(w, std::array{size});
+  std::vector<float> values(size);
+  decode(w, 0, size, values.data());
+  return values;
+}
+
+void WeightLoader::note(const Weight& w, const DTypeSpec& dtype) {
+  inventory_ += w.name + " " + to_string(dtype) + " " + shape_text(w.shape) + ";";
+}
+
+void WeightLoader::advance(uint64_t bytes) {
+  if (!options_.progress) return;
+  done_ += bytes;
+  options_.progress(std::min(done_, total_), total_);
+}
+
+std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source) {
+  const bool convertible = file_.kind() == ModelFileKind::hf_dir;
+  const DTypeSpec target = options_.dtype_auto ? DTypeSpec{} : options_.dtype;
+  std::vector<Weight> stack;
+  std::vector<std::vector<float>> biases;
+  uint64_t bytes = 0;
+  for (const LinearSource::Part& part : source.parts) {
+    Weight w = matrix(part.name, part.rows, source.cols);
+    bytes += w.data_bytes;
+    std::vector<float> bias;
+    const std::string bias_name = part.name + ".bias";
+    if (source.bias == Bias::required || file_.contains(bias_name)) {
+      bias = vector(bias_name, part.rows);
+    }
+    if (source.interleaved_heads > 0) {
+      const std::vector<int64_t> order = split_interleaved_qkv(part.rows, source.interleaved_heads);
+      w = gather_rows(w, order);
+      if (!bias.empty()) bias = gather(bias, order, 1);
+    }
+    const bool convert_it = convertible && !is_quantized(w.dtype) && dtype_of(w) != target;
+    note(w, convert_it ? target : dtype_of(w));
+    if (convert_it) {
+      convert_in_slices(w, bias, target, device_.threads(), stack, biases);
+    } else {
+      stack.push_back(std::move(w));
+      biases.push_back(std::move(bias));
+    }
+  }
+  for (const Weight& w : stack) {
+    if (dtype_of(w) == dtype_of(stack.front())) continue;
+    throw Error(ErrorKind::unsupported, w.name, to_string(dtype_of(w)),
+                to_string(dtype_of(stack.front())) + ", the dtype of " + stack.front().name +
+                    " with which it is computed");
+  }
+  std::unique_ptr<PackedLinear> packed = device_.pack(stack, biases, options_.activation);
+  advance(bytes);
+  return packed;
+}
+
+NormWeights WeightLoader::norm(const std::string& name, const ModelSpec& spec) {
+  NormWeights result{spec.norm, spec.norm_eps, vector(name + ".weight", spec.hidden), {}};
+  if (spec.norm == NormKind::layer) result.bias = vector(name + ".bias", spec.hidden);
+  return result;
+}
+
+std::unique_ptr<EmbeddingTable> WeightLoader::embedding(const std::string& name,
+                                                        const ModelSpec& spec) {
+  const Weight w = matrix(name, spec.vocab, spec.hidden);
+  note(w, dtype_of(w));
+  std::unique_ptr<EmbeddingTable> table = device_.embedding(w);
+  advance(w.data_bytes);
+  return table;
+}
+
+}  // namespace slicellm

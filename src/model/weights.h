@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/family.h"
+#include "slicellm/model.h"
+
+namespace slicellm {
+
+// Takes weights from a file to a device: checks every shape against what the spec asks for, brings
+// rows into the order of the forward pass, converts Hugging Face input to the asked dtype, and
+// packs. Weights are views of the file's mapping and converted one linear layer at a time, so a
+// model is never held twice. All errors name the tensor.
+class WeightLoader {
+ public:
+  WeightLoader(const ModelFile& file, Device& device, const ModelOptions& options,
+               const ModelLayout& layout);
+
+  std::unique_ptr<PackedLinear> linear(const LinearSource& source);
+  NormWeights norm(const std::string& name, const ModelSpec& spec);
+  std::unique_ptr<EmbeddingTable> embedding(const std::string& name, const ModelSpec& spec);
+
+  // "name dtype[/group] rows x cols;" of everything loaded so far: what a fingerprint hashes.
+  const std::string& inventory() const { return inventory_; }
+
+ private:
+  Weight matrix(const std::string& name, int64_t rows, int64_t cols);
+  std::vector<float> vector(const std::string& name, int64_t size);
+  void note(const Weight& w, const DTypeSpec& dtype);
+  void advance(uint64_t bytes);
+
+  const ModelFile& file_;
+  Device& device_;
+  const ModelOptions& options_;
+  uint64_t done_ = 0, total_ = 0;  // progress in bytes of the file
+  std::string inventory_;
+};
+
+// Rows `order` of a matrix, in that order; the result owns its memory. Any dtype.
+Weight gather_rows(const Weight& w, std::span<const int64_t> order);
+
+// For rows that lie [head][q, k, v][head_dim]: the order that gives q of all heads, then k, then v.
+std::vector<int64_t> split_interleaved_qkv(int64_t rows, int32_t heads);
+
+}  // namespace slicellm
