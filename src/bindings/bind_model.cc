@@ -22,9 +22,12 @@ const char* to_text(GateActivation activation) {
 
 const char* to_text(RopeStyle style) {
   switch (style) {
-    case RopeStyle::half: return "half";
-    case RopeStyle::interleaved: return "interleaved";
-    case RopeStyle::glm_2d: return "glm_2d";
+    case RopeStyle::half:
+      return "half";
+    case RopeStyle::interleaved:
+      return "interleaved";
+    case RopeStyle::glm_2d:
+      return "glm_2d";
   }
   return "";
 }
@@ -69,9 +72,8 @@ std::shared_ptr<Model> load(const std::string& path, const std::string& dtype,
   options.dtype_auto = dtype == "auto";
   if (!options.dtype_auto) options.dtype = parse_dtype(dtype);
   options.activation = parse_activation_type(activation);
-  options.kv_dtype = kv_cache_dtype == "auto"
-                         ? DType::float16
-                         : parse_dtype(kv_cache_dtype, "kv_cache_dtype").type;
+  options.kv_dtype = kv_cache_dtype == "auto" ? DType::float16
+                                              : parse_dtype(kv_cache_dtype, "kv_cache_dtype").type;
   if (progress) {
     options.progress = [&progress](uint64_t done, uint64_t total) {
       py::gil_scoped_acquire gil;
@@ -150,8 +152,7 @@ py::array_t<float> forward(Model& model, const std::vector<int64_t>& ids, const 
   sequence.prompt_len = static_cast<int32_t>(prompt_len == 0 ? n : prompt_len);
   sequence.blocks.resize((n + layout.block_tokens - 1) / layout.block_tokens);
   std::iota(sequence.blocks.begin(), sequence.blocks.end(), 0);
-  const auto kv =
-      model.device().allocate_kv(layout, static_cast<int32_t>(sequence.blocks.size()));
+  const auto kv = model.device().allocate_kv(layout, static_cast<int32_t>(sequence.blocks.size()));
   for (int32_t size : sizes) {
     sequence.count = size;
     Batch batch;
@@ -179,21 +180,20 @@ void bind_model(py::module_& m) {
                   "for Hugging Face input only. Raises IoError, FormatError, Unsupported.")
       .def_property_readonly("spec", &spec_dict, "ModelSpec's fields by name.")
       .def_property_readonly(
-          "file",
-          [](const Model& model) -> const ModelFile& { return model.file(); },
+          "file", [](const Model& model) -> const ModelFile& { return model.file(); },
           py::return_value_policy::reference_internal)
       .def_property_readonly("threads", [](const Model& model) { return model.device().threads(); })
-      .def_property_readonly("device",
-                             [](const Model& model) { return model.device().describe(); })
+      .def_property_readonly("device", [](const Model& model) { return model.device().describe(); })
       .def_property_readonly("fingerprint", &Model::fingerprint)
       .def_property_readonly("weight_bytes", &Model::weight_bytes)
       .def_property_readonly("kv_block_bytes",
                              [](const Model& model) { return model.kv_layout().block_bytes(); })
-      .def("forward", &forward, py::arg("ids"), py::arg("chunk") = 0, py::arg("prompt_len") = 0,
-           "Logits [len(ids), vocab] of every token. `chunk`: tokens per step (0 = all at once), or "
-           "a list with the size of each step. `prompt_len`: how many of the ids are the prompt "
-           "(0 = all), which ChatGLM-6B needs. For tests and tools; not while an engine runs on "
-           "this model. Raises InvalidArgument.");
+      .def(
+          "forward", &forward, py::arg("ids"), py::arg("chunk") = 0, py::arg("prompt_len") = 0,
+          "Logits [len(ids), vocab] of every token. `chunk`: tokens per step (0 = all at once), or "
+          "a list with the size of each step. `prompt_len`: how many of the ids are the prompt "
+          "(0 = all), which ChatGLM-6B needs. For tests and tools; not while an engine runs on "
+          "this model. Raises InvalidArgument.");
 }
 
 }  // namespace slicellm

@@ -17,8 +17,8 @@ void check_sequence(const BatchSequence& sequence, const ModelSpec& spec, const 
   if (sequence.past < 0) fail("past", sequence.past, "0 or more");
   const int64_t end = int64_t{sequence.past} + sequence.count;
   if (end > spec.max_positions) {
-    fail("past + count", end, "at most " + std::to_string(spec.max_positions) +
-                                  " tokens, the model's longest context");
+    fail("past + count", end,
+         "at most " + std::to_string(spec.max_positions) + " tokens, the model's longest context");
   }
   if (sequence.prompt_len < 1) fail("prompt_len", sequence.prompt_len, "1 or more");
   if (!spec.prefill_divisible && sequence.past < sequence.prompt_len &&

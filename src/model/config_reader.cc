@@ -126,8 +126,8 @@ void read_common(const ModelFile& file, std::string_view layer_prefix, int32_t d
     throw Error(ErrorKind::format, "weights", "no layer \"" + std::string(layer_prefix) + "0\"",
                 "the weights of model_type " + config.get_string("model_type", "chatglm"));
   }
-  spec.layers = static_cast<int32_t>(int_in(config, {"num_hidden_layers", "num_layers", "n_layer"},
-                                            counted, 1, limits::kLayers));
+  spec.layers = static_cast<int32_t>(
+      int_in(config, {"num_hidden_layers", "num_layers", "n_layer"}, counted, 1, limits::kLayers));
   constexpr int64_t kMaxHeads = limits::kHeads;
   spec.heads = static_cast<int32_t>(
       default_heads > 0

@@ -7,8 +7,7 @@
 namespace slicellm {
 namespace {
 
-constexpr std::array kFamilies = {&kLlamaFamily, &kQwen2Family, &kChatGlm1Family,
-                                  &kChatGlm2Family};
+constexpr std::array kFamilies = {&kLlamaFamily, &kQwen2Family, &kChatGlm1Family, &kChatGlm2Family};
 
 std::string supported_types() {
   std::string out;
@@ -39,9 +38,12 @@ std::string model_type_of(const ModelFile& file) {
     throw Error(ErrorKind::format, "model_type", "nothing", "one of " + supported_types());
   }
   switch (file.vocab().tokens.size()) {
-    case 106072: return "moss";
-    case 64000: return "baichuan";
-    default: return "chatglm";
+    case 106072:
+      return "moss";
+    case 64000:
+      return "baichuan";
+    default:
+      return "chatglm";
   }
 }
 
@@ -52,9 +54,9 @@ const Family& find_family(const ModelFile& file) {
     refuse_experts(file.config());
     return *family;
   }
-  throw Error(ErrorKind::unsupported, "model_type", "\"" + type + "\"",
-              "one of " + supported_types() +
-                  " (mixture-of-experts and MLA models are not supported yet)");
+  throw Error(
+      ErrorKind::unsupported, "model_type", "\"" + type + "\"",
+      "one of " + supported_types() + " (mixture-of-experts and MLA models are not supported yet)");
 }
 
 ModelSpec make_model_spec(const ModelFile& file) { return find_family(file).layout(file).spec; }

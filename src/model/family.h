@@ -8,10 +8,11 @@
 #include "model/rope.h"
 #include "slicellm/model.h"
 
-// What a model family is: how to recognise its configuration, the numbers of its spec, and the names
-// its weights have in a file. A family is one file, family_<name>.cc, with one `Family` constant;
-// it computes nothing and touches no weight. To add one: write that file, declare the constant below,
-// and list it in families.cc. Loading, packing and the forward pass are shared by all families.
+// What a model family is: how to recognise its configuration, the numbers of its spec, and the
+// names its weights have in a file. A family is one file, family_<name>.cc, with one `Family`
+// constant; it computes nothing and touches no weight. To add one: write that file, declare the
+// constant below, and list it in families.cc. Loading, packing and the forward pass are shared by
+// all families.
 namespace slicellm {
 
 enum class Bias {
@@ -35,11 +36,11 @@ struct LinearSource {
 };
 
 struct LayerSource {
-  std::string attention_norm;   // "<name>.weight", and "<name>.bias" for layer norms
-  LinearSource qkv;             // rows: q heads, k heads, v heads
+  std::string attention_norm;  // "<name>.weight", and "<name>.bias" for layer norms
+  LinearSource qkv;            // rows: q heads, k heads, v heads
   LinearSource attention_out;
   std::string mlp_norm;
-  LinearSource up;              // rows: gate then up, or up alone (ModelSpec::activation)
+  LinearSource up;  // rows: gate then up, or up alone (ModelSpec::activation)
   LinearSource down;
 };
 
@@ -50,7 +51,7 @@ struct ModelLayout {
   std::string embedding;  // "<name>.weight": [vocab, hidden]
   std::vector<LayerSource> layers;
   std::string final_norm;
-  LinearSource head;      // the embedding's matrix where embeddings are tied
+  LinearSource head;  // the embedding's matrix where embeddings are tied
 };
 
 struct Family {

@@ -34,9 +34,9 @@ ModelLayout layout(const ModelFile& file) {
   spec.kv_heads = spec.heads;
   spec.head_dim = spec.hidden / spec.heads;
   if (spec.hidden % spec.heads != 0 || spec.head_dim % 4 != 0) {
-    throw Error(ErrorKind::format, "num_attention_heads", std::to_string(spec.heads),
-                "heads that divide hidden_size = " + std::to_string(spec.hidden) +
-                    " into multiples of 4");
+    throw Error(
+        ErrorKind::format, "num_attention_heads", std::to_string(spec.heads),
+        "heads that divide hidden_size = " + std::to_string(spec.hidden) + " into multiples of 4");
   }
   require_bool(config, "position_encoding_2d", true, true);
   spec.norm = NormKind::layer;
@@ -46,8 +46,7 @@ ModelLayout layout(const ModelFile& file) {
   spec.residual_alpha = static_cast<float>(std::sqrt(2.0 * spec.layers));
   spec.norm_is_residual = true;
   spec.prefill_divisible = false;
-  spec.max_positions = i32(
-      int_in(config, {"max_sequence_length"}, 2048, 1, limits::kPositions));
+  spec.max_positions = i32(int_in(config, {"max_sequence_length"}, 2048, 1, limits::kPositions));
   result.rope = {.style = RopeStyle::glm_2d, .rotary_dim = spec.head_dim / 2};
   spec.rope_style = result.rope.style;
   spec.rotary_dim = result.rope.rotary_dim;
@@ -59,8 +58,8 @@ ModelLayout layout(const ModelFile& file) {
     const std::string layer = "transformer.layers." + std::to_string(i) + ".";
     LayerSource source;
     source.attention_norm = layer + "input_layernorm";
-    source.qkv = {{{layer + "attention.query_key_value", 3 * width}}, width, Bias::required,
-                  spec.heads};
+    source.qkv = {
+        {{layer + "attention.query_key_value", 3 * width}}, width, Bias::required, spec.heads};
     source.attention_out = {{{layer + "attention.dense", width}}, width, Bias::required, 0};
     source.mlp_norm = layer + "post_attention_layernorm";
     source.up = {{{layer + "mlp.dense_h_to_4h", spec.inner}}, width, Bias::required, 0};
@@ -70,8 +69,8 @@ ModelLayout layout(const ModelFile& file) {
   result.embedding = kEmbedding;
   result.final_norm = "transformer.final_layernorm";
   spec.tied_embeddings = !file.contains("lm_head.weight");
-  result.head = {{{spec.tied_embeddings ? kEmbedding : "lm_head", spec.vocab}}, width,
-                 Bias::optional, 0};
+  result.head = {
+      {{spec.tied_embeddings ? kEmbedding : "lm_head", spec.vocab}}, width, Bias::optional, 0};
   return result;
 }
 

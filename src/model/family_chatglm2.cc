@@ -20,8 +20,8 @@ bool matches(const ModelFile& file, std::string_view type) {
 // files), a key that only their configurations have, or a vocabulary beyond ChatGLM2's.
 void read_rope_ratio(const Config& config, const ModelSpec& spec, RopeParameters& rope) {
   const double ratio = float_in(config, {"rope_ratio"}, 1, 1e-3, 1e6);
-  const bool scales_base = config.has("bot_role") || config.values.contains("classifier_dropout") ||
-                           spec.vocab > 65024;
+  const bool scales_base =
+      config.has("bot_role") || config.values.contains("classifier_dropout") || spec.vocab > 65024;
   if (scales_base) {
     rope.theta *= ratio;
   } else if (ratio != 1) {
@@ -56,8 +56,7 @@ ModelLayout layout(const ModelFile& file) {
   spec.head_dim =
       i32(int_in(config, {"kv_channels"}, spec.hidden / spec.heads, 4, limits::kHeadDim));
   if (spec.head_dim < 4 || spec.head_dim % 4 != 0) {
-    throw Error(ErrorKind::format, "kv_channels", std::to_string(spec.head_dim),
-                "a multiple of 4");
+    throw Error(ErrorKind::format, "kv_channels", std::to_string(spec.head_dim), "a multiple of 4");
   }
   spec.kv_heads = i32(kv_group_count(file, spec));
   if (spec.kv_heads < 1 || spec.heads % spec.kv_heads != 0) {
@@ -88,8 +87,8 @@ ModelLayout layout(const ModelFile& file) {
     const std::string layer = "transformer.encoder.layers." + std::to_string(i) + ".";
     LayerSource source;
     source.attention_norm = layer + "input_layernorm";
-    source.qkv = {{{layer + "self_attention.query_key_value", q + 2 * kv}}, spec.hidden, qkv_bias,
-                  0};
+    source.qkv = {
+        {{layer + "self_attention.query_key_value", q + 2 * kv}}, spec.hidden, qkv_bias, 0};
     source.attention_out = {{{layer + "self_attention.dense", spec.hidden}}, q, bias, 0};
     source.mlp_norm = layer + "post_attention_layernorm";
     source.up = {{{layer + "mlp.dense_h_to_4h", 2 * int64_t{spec.inner}}}, spec.hidden, bias, 0};
@@ -101,7 +100,9 @@ ModelLayout layout(const ModelFile& file) {
   spec.tied_embeddings = !file.contains("transformer.output_layer.weight") &&
                          config.get_bool("tie_word_embeddings", false);
   result.head = {{{spec.tied_embeddings ? kEmbedding : "transformer.output_layer", spec.vocab}},
-                 spec.hidden, Bias::optional, 0};
+                 spec.hidden,
+                 Bias::optional,
+                 0};
   return result;
 }
 

@@ -18,8 +18,8 @@ LayerSource llama_layer(const ModelFile& file, const ModelSpec& spec, int64_t in
   if (file.contains(attention + "mergeqkv.weight")) {
     source.qkv.parts = {{attention + "mergeqkv", q + 2 * kv}};
   } else {
-    source.qkv.parts = {{attention + "q_proj", q}, {attention + "k_proj", kv},
-                        {attention + "v_proj", kv}};
+    source.qkv.parts = {
+        {attention + "q_proj", q}, {attention + "k_proj", kv}, {attention + "v_proj", kv}};
   }
   source.qkv.cols = spec.hidden;
   source.qkv.bias = qkv_bias;
@@ -49,7 +49,9 @@ int32_t window_size(const Config& config) {
   return static_cast<int32_t>(int_in(config, {"sliding_window"}, 0, 1, limits::kPositions));
 }
 
-bool matches(const ModelFile&, std::string_view type) { return type == "llama" || type == "mistral"; }
+bool matches(const ModelFile&, std::string_view type) {
+  return type == "llama" || type == "mistral";
+}
 
 ModelLayout layout(const ModelFile& file) {
   const Config& config = file.config();
@@ -94,8 +96,8 @@ ModelLayout llama_layout(const ModelFile& file, const char* family, Bias qkv_bia
   spec.norm_eps = static_cast<float>(float_in(config, {"rms_norm_eps"}, 1e-6, 0, 1));
   spec.attention_scale = static_cast<float>(1 / std::sqrt(spec.head_dim));
   spec.sliding_window = window_size(config);
-  spec.max_positions = i32(
-      int_in(config, {"max_position_embeddings"}, 2048, 1, limits::kPositions));
+  spec.max_positions =
+      i32(int_in(config, {"max_position_embeddings"}, 2048, 1, limits::kPositions));
   result.rope = {.style = RopeStyle::half, .rotary_dim = spec.head_dim};
   read_rope(config, result.rope, spec.max_positions);
   spec.rope_style = result.rope.style;
@@ -108,8 +110,10 @@ ModelLayout llama_layout(const ModelFile& file, const char* family, Bias qkv_bia
   // A file's own head wins: fastllm's writers store a tied one again, in the linear layers' dtype.
   spec.tied_embeddings =
       !file.contains("lm_head.weight") && config.get_bool("tie_word_embeddings", false);
-  result.head = {{{spec.tied_embeddings ? result.embedding : "lm_head", spec.vocab}}, spec.hidden,
-                 Bias::optional, 0};
+  result.head = {{{spec.tied_embeddings ? result.embedding : "lm_head", spec.vocab}},
+                 spec.hidden,
+                 Bias::optional,
+                 0};
   return result;
 }
 

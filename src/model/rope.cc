@@ -38,8 +38,7 @@ void scale_llama3(const RopeParameters& rope, std::vector<double>& freq) {
 
 // The dimension whose wave turns `rotations` times over the trained context (YaRN, eq. 17).
 double yarn_dimension(const RopeParameters& rope, double rotations) {
-  return rope.rotary_dim *
-         std::log(rope.original_positions / (rotations * 2 * std::numbers::pi)) /
+  return rope.rotary_dim * std::log(rope.original_positions / (rotations * 2 * std::numbers::pi)) /
          (2 * std::log(rope.theta));
 }
 
@@ -63,12 +62,17 @@ std::vector<double> frequencies(const RopeParameters& rope) {
   std::vector<double> freq = plain_frequencies(rope.theta, rope.rotary_dim);
   switch (rope.scaling) {
     case RopeScaling::none:
-    case RopeScaling::dynamic: break;
+    case RopeScaling::dynamic:
+      break;
     case RopeScaling::linear:
       for (double& f : freq) f /= rope.factor;
       break;
-    case RopeScaling::llama3: scale_llama3(rope, freq); break;
-    case RopeScaling::yarn: scale_yarn(rope, freq); break;
+    case RopeScaling::llama3:
+      scale_llama3(rope, freq);
+      break;
+    case RopeScaling::yarn:
+      scale_yarn(rope, freq);
+      break;
   }
   return freq;
 }
@@ -86,8 +90,8 @@ double yarn_attention_factor(const Config& config, const std::string& prefix, do
   };
   const double mscale = float_in(config, {prefix + "mscale"}, 0, 0, kMaxFactor);
   const double all_dim = float_in(config, {prefix + "mscale_all_dim"}, 0, 0, kMaxFactor);
-  const double fallback = mscale > 0 && all_dim > 0 ? mscale_of(mscale) / mscale_of(all_dim)
-                                                    : mscale_of(1);
+  const double fallback =
+      mscale > 0 && all_dim > 0 ? mscale_of(mscale) / mscale_of(all_dim) : mscale_of(1);
   return float_in(config, {prefix + "attention_factor"}, fallback, 1e-6, kMaxFactor);
 }
 
@@ -103,8 +107,8 @@ RopeScaling parse_scaling(const std::string& key, const std::string& text) {
 }  // namespace
 
 void read_rope(const Config& config, RopeParameters& rope, int32_t& max_positions) {
-  rope.theta = float_in(config, {"rope_parameters.rope_theta", "rope_theta"}, rope.theta, 1.001,
-                        1e15);
+  rope.theta =
+      float_in(config, {"rope_parameters.rope_theta", "rope_theta"}, rope.theta, 1.001, 1e15);
   std::string prefix, type_key;
   for (const char* name : {"rope_parameters.", "rope_scaling."}) {
     for (const char* key : {"rope_type", "type"}) {
@@ -124,19 +128,20 @@ void read_rope(const Config& config, RopeParameters& rope, int32_t& max_position
   rope.scaling = parse_scaling(type_key, config.get_string(type_key, ""));
   if (rope.scaling == RopeScaling::none) return;
 
-  const double positions = static_cast<double>(
-      int_in(config, {prefix + "original_max_position_embeddings"}, max_positions, 1,
-             limits::kPositions));
+  const double positions = static_cast<double>(int_in(
+      config, {prefix + "original_max_position_embeddings"}, max_positions, 1, limits::kPositions));
   // transformers takes dynamic's trained context from max_position_embeddings alone.
   rope.original_positions = rope.scaling == RopeScaling::dynamic ? max_positions : positions;
   if (!config.has(prefix + "factor") && rope.scaling != RopeScaling::yarn) {
     throw Error(ErrorKind::format, prefix + "factor", "nothing", "a number of at least 1");
   }
-  rope.factor =
-      float_in(config, {prefix + "factor"}, std::max(1.0, max_positions / positions), 1, kMaxFactor);
+  rope.factor = float_in(config, {prefix + "factor"}, std::max(1.0, max_positions / positions), 1,
+                         kMaxFactor);
   switch (rope.scaling) {
-    case RopeScaling::none: break;
-    case RopeScaling::linear: break;
+    case RopeScaling::none:
+      break;
+    case RopeScaling::linear:
+      break;
     case RopeScaling::dynamic:
       if (rope.rotary_dim <= 2) {
         throw Error(ErrorKind::unsupported, type_key, "dynamic with 2 rotated dimensions",

@@ -11,10 +11,10 @@ namespace slicellm {
 
 enum class RopeScaling {
   none,
-  linear,    // positions divided by `factor` (position interpolation, Chen et al. 2023)
-  dynamic,   // NTK-aware base that grows with the length beyond the trained context
-  llama3,    // Llama 3.1: low frequencies divided, high ones kept, smooth in between
-  yarn,      // YaRN (Peng et al. 2023), attention factor included
+  linear,   // positions divided by `factor` (position interpolation, Chen et al. 2023)
+  dynamic,  // NTK-aware base that grows with the length beyond the trained context
+  llama3,   // Llama 3.1: low frequencies divided, high ones kept, smooth in between
+  yarn,     // YaRN (Peng et al. 2023), attention factor included
 };
 
 struct RopeParameters {
@@ -23,7 +23,7 @@ struct RopeParameters {
   double theta = 10000;  // base
   RopeScaling scaling = RopeScaling::none;
   double factor = 1;
-  double original_positions = 0;  // trained context (dynamic, llama3, yarn)
+  double original_positions = 0;                     // trained context (dynamic, llama3, yarn)
   double low_freq_factor = 1, high_freq_factor = 4;  // llama3
   double beta_fast = 32, beta_slow = 1;              // yarn
   bool truncate = true;                              // yarn: round the correction range outwards

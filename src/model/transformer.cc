@@ -46,7 +46,7 @@ class TransformerModel final : public Model {
     embedding_ = loader.embedding(layout.embedding, spec_);
     for (const LayerSource& source : layout.layers) layers_.push_back(load_layer(loader, source));
     final_norm_ = loader.norm(layout.final_norm, spec_);
-    head_ = loader.linear(layout.head);
+    head_ = loader.linear(layout.head, false);
     weight_bytes_ += head_->bytes();
     fingerprint_ = make_fingerprint(loader.inventory(), options);
   }
@@ -104,11 +104,11 @@ class TransformerModel final : public Model {
   Layer load_layer(WeightLoader& loader, const LayerSource& source) {
     Layer layer;
     layer.attention_norm = loader.norm(source.attention_norm, spec_);
-    layer.qkv = loader.linear(source.qkv);
-    layer.attention_out = loader.linear(source.attention_out);
+    layer.qkv = loader.linear(source.qkv, false);
+    layer.attention_out = loader.linear(source.attention_out, false);
     layer.mlp_norm = loader.norm(source.mlp_norm, spec_);
-    layer.up = loader.linear(source.up);
-    layer.down = loader.linear(source.down);
+    layer.up = loader.linear(source.up, spec_.activation == GateActivation::silu_gate);
+    layer.down = loader.linear(source.down, false);
     for (const auto* linear : {&layer.qkv, &layer.attention_out, &layer.up, &layer.down}) {
       weight_bytes_ += (*linear)->bytes();
     }

@@ -183,7 +183,7 @@ void WeightLoader::advance(uint64_t bytes) {
   options_.progress(std::min(done_, total_), total_);
 }
 
-std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source) {
+std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source, bool gated) {
   const bool convertible = file_.kind() == ModelFileKind::hf_dir;
   const DTypeSpec target = options_.dtype_auto ? DTypeSpec{} : options_.dtype;
   std::vector<Weight> stack;
@@ -217,7 +217,7 @@ std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source) {
                 to_string(dtype_of(stack.front())) + ", the dtype of " + stack.front().name +
                     " with which it is computed");
   }
-  std::unique_ptr<PackedLinear> packed = device_.pack(stack, biases, options_.activation);
+  std::unique_ptr<PackedLinear> packed = device_.pack(stack, biases, options_.activation, gated);
   advance(bytes);
   return packed;
 }

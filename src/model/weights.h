@@ -20,7 +20,8 @@ class WeightLoader {
   WeightLoader(const ModelFile& file, Device& device, const ModelOptions& options,
                const ModelLayout& layout);
 
-  std::unique_ptr<PackedLinear> linear(const LinearSource& source);
+  // `gated`: see Device::pack.
+  std::unique_ptr<PackedLinear> linear(const LinearSource& source, bool gated);
   NormWeights norm(const std::string& name, const ModelSpec& spec);
   std::unique_ptr<EmbeddingTable> embedding(const std::string& name, const ModelSpec& spec);
 
