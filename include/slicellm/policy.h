@@ -19,20 +19,20 @@ enum class KvState { none, device, host };
 
 // One row of the task table as a policy sees it. Never the true output length.
 struct TaskView {
-  TaskId id = -1;           // -1: an empty row
-  int32_t class_id = 0;     // same class name, same number
+  TaskId id = -1;        // -1: an empty row
+  int32_t class_id = 0;  // same class name, same number
   double utility = 1;
   Slo slo;
-  double arrival = 0;       // seconds on the engine's clock
+  double arrival = 0;  // seconds on the engine's clock
   int32_t prompt_len = 0;
-  int32_t max_tokens = 0;   // cap on the output length
+  int32_t max_tokens = 0;         // cap on the output length
   bool prefill_divisible = true;  // false: prompt + output so far must be one chunk
-  int32_t produced = 0;     // output tokens so far
-  int32_t cached = 0;       // tokens whose K and V exist (device or host)
+  int32_t produced = 0;           // output tokens so far
+  int32_t cached = 0;             // tokens whose K and V exist (device or host)
   double first_token_time = std::numeric_limits<double>::quiet_NaN();
   double last_token_time = std::numeric_limits<double>::quiet_NaN();
   KvState kv = KvState::none;
-  int32_t blocks = 0;       // KV blocks held, on the side that `kv` says
+  int32_t blocks = 0;  // KV blocks held, on the side that `kv` says
 
   // Tokens known but not in KV. A first pass or a recompute has more than one (or produced == 0).
   int32_t pending() const { return prompt_len + produced - cached; }

@@ -158,10 +158,10 @@ def calibrate(model: Model, seconds: float = 10.0,
 
 # ---- policies (bind_policy.cc, bind_mask_matrix.cc) ---------------------------------------------
 class TaskView:
-    """Constructible with keywords for synthetic tasks; times in seconds on the engine's clock,
-    targets in milliseconds."""
+    """A task as a policy sees it, made with keywords for synthetic tasks. Times are in seconds on
+    the engine's clock, targets in milliseconds."""
 
-    id: int
+    id: int  # -1: an empty row
     class_id: int
     utility: float
     ttft_ms: float | None
@@ -182,36 +182,70 @@ class TaskView:
     def ready_to_decode(self) -> bool: ...
 
 class View:
+    """What a policy may look at. A view that an engine lends is valid during the call only."""
+
     now: float
-    tasks: list[TaskView]  # indexed by slot; empty rows have id -1
-    live: list[int]
+    tasks: tuple[TaskView, ...]  # copies, indexed by slot; empty rows have id -1
+    live: tuple[int, ...]  # slots by arrival, then id
     block_tokens: int
     total_blocks: int
     free_blocks: int
     total_host_blocks: int
     free_host_blocks: int
+    block_bytes: int
     max_rows: int
     max_step_tokens: int
-    def __init__(self, tasks: Sequence[TaskView], latency: LatencyModel, **fields: Any) -> None: ...
+    def __init__(
+        self,
+        tasks: Sequence[TaskView],
+        latency: LatencyModel,
+        *,
+        now: float = 0.0,
+        block_tokens: int = 16,
+        total_blocks: int = 4096,
+        free_blocks: int | None = None,  # None = what the tasks leave
+        total_host_blocks: int = 4096,
+        free_host_blocks: int | None = None,
+        block_bytes: int = 0,
+        max_rows: int = 64,
+        max_step_tokens: int = 2048,
+    ) -> None: ...
+    def task(self, slot: int) -> TaskView: ...  # a copy of one row
+    def blocks_for(self, tokens: int) -> int: ...
     def decode_step_ms(self, rows: int, mean_context: float = 0.0) -> float: ...
-    def predict_ms(self, plan: StepPlan) -> tuple[float, float]: ...
+    def predict_ms(self, plan: StepPlan) -> tuple[float, float]: ...  # median, quantile
 
 class StepPlan:
-    prefill: list[tuple[int, int]]  # (slot, tokens)
-    decode: list[int]  # slots
-    kv: list[tuple[str, int]]  # ("swap_out" | "swap_in" | "drop", slot)
-    endings: list[tuple[int, str, str]]  # (slot, "rejected" | "deadline", sentence for the caller)
+    """Sequences are read as tuples; assign a whole sequence to change one."""
+
+    prefill: Sequence[tuple[int, int]]  # (slot, tokens)
+    decode: Sequence[int]  # slots
+    kv: Sequence[tuple[str, int]]  # ("swap_out" | "swap_in" | "drop", slot)
+    endings: Sequence[tuple[int, str, str]]  # (slot, "rejected" | "deadline", sentence)
     wake_at: float
-    def __init__(self, **fields: Any) -> None: ...
+    def __init__(
+        self,
+        *,
+        prefill: Sequence[tuple[int, int]] = (),
+        decode: Sequence[int] = (),
+        kv: Sequence[tuple[str, int]] = (),
+        endings: Sequence[tuple[int, str, str]] = (),
+        wake_at: float = ...,
+    ) -> None: ...
+    def runs(self) -> bool: ...
+    def empty(self) -> bool: ...
 
 class Policy:
-    """Base of native policies, and of policies written in Python (override on, plan, commit)."""
+    """Base of native policies, and of policies written in Python (define plan; on, commit and
+    inspect as needed). A native policy refuses calls out of order with StateError."""
 
     name: str
     def __init__(self) -> None: ...
     def on(self, kind: str, slot: int, view: View) -> None: ...  # kind: "arrive" | "finish"
     def plan(self, view: View) -> StepPlan: ...
-    def commit(self, plan: StepPlan, duration: float, token_slots: list[int], view: View) -> None: ...
+    def commit(
+        self, plan: StepPlan, duration: float, token_slots: Sequence[int], view: View
+    ) -> None: ...  # duration in seconds; view as it is after the step
     def inspect(self) -> str: ...  # JSON
 
 def make_policy(text: str) -> Policy: ...
@@ -224,8 +258,12 @@ class MaskMatrix:
     def __init__(self, rates: Sequence[int], layout: str = "packed") -> None: ...
     rows: int
     columns: int
+    rates: tuple[int, ...]  # ones a row, from high to low
     def column(self, j: int) -> list[int]: ...  # rows that take part in decode step j
     def to_numpy(self) -> npt.NDArray[np.uint8]: ...  # [rows, columns]
+
+# Duration of one cycle by SLICE's formula; step_ms[i] is a decode step of i + 1 rows.
+def cycle_estimate_ms(rates: Sequence[int], step_ms: Sequence[float]) -> float: ...
 
 # ---- engine (bind_engine.cc) --------------------------------------------------------------------
 class TaskHandle:

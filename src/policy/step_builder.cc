@@ -1,0 +1,101 @@
+#include "policy/step_builder.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace slicellm {
+
+StepBuilder::StepBuilder(const View& view, int32_t max_rows, int32_t max_prompt_tokens)
+    : view_(view),
+      rows_left_(std::min(max_rows, view.max_rows)),
+      tokens_left_(view.max_step_tokens),
+      prompt_left_(std::min(max_prompt_tokens, view.max_step_tokens)),
+      free_(view.free_blocks),
+      free_host_(view.free_host_blocks) {}
+
+int32_t StepBuilder::growth(int32_t slot, int32_t tokens) const {
+  const TaskView& task = view_.tasks[slot];
+  return std::max(0, view_.blocks_for(int64_t{task.cached} + tokens) - task.blocks);
+}
+
+int32_t StepBuilder::prefill_room(int32_t slot) const {
+  const TaskView& task = view_.tasks[slot];
+  const int32_t room = std::min(tokens_left_, prompt_left_);
+  if (rows_left_ <= 0 || room <= 0) return 0;
+  if (task.pending() <= room) return task.pending();
+  return task.prefill_divisible && plan_.prefill.empty() ? room : 0;
+}
+
+bool StepBuilder::decode(int32_t slot) {
+  const int32_t blocks = growth(slot, 1);
+  if (rows_left_ <= 0 || tokens_left_ <= 0 || blocks > free_) return false;
+  plan_.decode.push_back(slot);
+  rows_left_ -= 1;
+  tokens_left_ -= 1;
+  free_ -= blocks;
+  return true;
+}
+
+bool StepBuilder::prefill(int32_t slot) {
+  const int32_t tokens = prefill_room(slot);
+  const int32_t blocks = growth(slot, tokens);
+  if (tokens == 0 || blocks > free_) return false;
+  plan_.prefill.push_back({slot, tokens});
+  rows_left_ -= 1;
+  tokens_left_ -= tokens;
+  prompt_left_ -= tokens;
+  free_ -= blocks;
+  return true;
+}
+
+bool StepBuilder::swap_in(int32_t slot) {
+  const int32_t blocks = view_.tasks[slot].blocks;
+  if (blocks > free_) return false;
+  plan_.kv.push_back({KvActionKind::swap_in, slot});
+  free_ -= blocks;
+  free_host_ += blocks;
+  return true;
+}
+
+bool StepBuilder::swap_out(int32_t slot) {
+  const int32_t blocks = view_.tasks[slot].blocks;
+  if (blocks > free_host_) return false;
+  plan_.kv.push_back({KvActionKind::swap_out, slot});
+  free_ += blocks;
+  free_host_ -= blocks;
+  return true;
+}
+
+void StepBuilder::evict(int32_t slot) {
+  if (swap_out(slot)) return;
+  const TaskView& task = view_.tasks[slot];
+  plan_.kv.push_back({KvActionKind::drop, slot});
+  free_ += task.blocks;
+  const int32_t tokens = task.prompt_len + task.produced;
+  if (!task.prefill_divisible && tokens > view_.max_step_tokens) {
+    reject(slot, "KV ran out, and its " + std::to_string(tokens) +
+                     " tokens cannot be computed again in one step of at most " +
+                     std::to_string(view_.max_step_tokens));
+  }
+}
+
+void StepBuilder::reject(int32_t slot, std::string message) {
+  plan_.endings.push_back({slot, FinishReason::rejected, std::move(message)});
+}
+
+std::string never_runs(const TaskView& task, const View& view) {
+  const int64_t tokens = int64_t{task.prompt_len} + task.max_tokens;
+  const int64_t room = int64_t{view.total_blocks} * view.block_tokens;
+  if (tokens > room) {
+    return "prompt and max_tokens: got " + std::to_string(tokens) + " tokens, expected at most " +
+           std::to_string(room) + ", the size of the KV cache";
+  }
+  if (!task.prefill_divisible && task.prompt_len > view.max_step_tokens) {
+    return "prompt: got " + std::to_string(task.prompt_len) + " tokens, expected at most " +
+           std::to_string(view.max_step_tokens) +
+           ", the size of a step, as this model's prefill is not divisible";
+  }
+  return "";
+}
+
+}  // namespace slicellm

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "slicellm/policy.h"
+
+namespace slicellm {
+
+// Builds a plan that keeps within a view's rows, tokens and KV blocks. Policies decide the order,
+// this class does the accounting. A slot may be added to the step at most once.
+class StepBuilder {
+ public:
+  // At most min(max_rows, view.max_rows) rows and `max_prompt_tokens` tokens of prefill.
+  StepBuilder(const View& view, int32_t max_rows,
+              int32_t max_prompt_tokens = std::numeric_limits<int32_t>::max());
+
+  const View& view() const { return view_; }
+  int32_t rows_left() const { return rows_left_; }
+  int32_t tokens_left() const { return tokens_left_; }
+  int32_t free_blocks() const { return free_; }
+  int32_t free_host_blocks() const { return free_host_; }
+  const StepPlan& plan() const { return plan_; }
+
+  // Device blocks to allocate before `slot` can append `tokens` tokens to its KV.
+  int32_t growth(int32_t slot, int32_t tokens) const;
+  // Tokens of prefill that fit now: all that are pending; or, when even a step's whole room for
+  // prompts beside the rows chosen so far is too small for them and they may be cut, what fits;
+  // or 0: not in this step. Says nothing about blocks.
+  int32_t prefill_room(int32_t slot) const;
+
+  // Each returns false and changes nothing when there is no row, token or block left for it.
+  bool decode(int32_t slot);    // ready to decode; KV on the device or swapped in
+  bool prefill(int32_t slot);   // prefill_room(slot) tokens
+  bool swap_in(int32_t slot);   // KV on the host
+  bool swap_out(int32_t slot);  // KV on the device
+  // Frees a task's device blocks: to the host if there is room, else by dropping them. A task that
+  // could not be computed again after a drop ends as rejected.
+  void evict(int32_t slot);
+  void reject(int32_t slot, std::string message);
+  void wake_at(double time) { plan_.wake_at = time; }
+
+  StepPlan take() { return std::move(plan_); }
+
+ private:
+  const View& view_;
+  StepPlan plan_;
+  int32_t rows_left_, tokens_left_, prompt_left_, free_, free_host_;
+};
+
+// First come first served, equal arrivals by id.
+inline bool arrives_before(const TaskView& a, const TaskView& b) {
+  return a.arrival != b.arrival ? a.arrival < b.arrival : a.id < b.id;
+}
+
+// Why `task` can never run under `view`'s limits, as one sentence; empty if it can.
+std::string never_runs(const TaskView& task, const View& view);
+
+}  // namespace slicellm
