@@ -25,8 +25,8 @@ struct Weight {
   int64_t group_size = 0;      // input columns per scale; equals cols() for per-row quantisation
   const void* data = nullptr;
   size_t data_bytes = 0;
-  std::vector<float> scale;    // [rows * groups()], empty for float types
-  std::vector<float> minimum;  // [rows * groups()], empty for float types
+  std::vector<float> scale;           // [rows * groups()], empty for float types
+  std::vector<float> minimum;         // [rows * groups()], empty for float types
   std::shared_ptr<const void> owner;  // keeps `data` (a mapping or a buffer) alive
 
   int64_t rows() const { return shape.size() == 2 ? shape[0] : 1; }
@@ -37,9 +37,14 @@ struct Weight {
 // Decodes elements [first, first+count) of the flat tensor to float32 (exact for float types).
 void decode(const Weight& w, int64_t first, int64_t count, float* out);
 
-// Quantises or converts a float tensor [rows, cols]; the result owns its memory. Scales of int
-// types are chosen exactly representable in float16, so that devices may store them in 2 bytes.
-// Constant rows and groups decode exactly to their (float16-rounded) constant, never NaN.
-Weight convert(const Weight& w, const DTypeSpec& to);
+// Converts a tensor to `to`; one that already has that type is returned as it is, everything else
+// owns its memory. Int types need a matrix [rows, cols]; each group of a row gets the grid
+//     minimum + scale * code,   minimum = -scale * z, z an integer code
+// that spans the group's range with 0 in it, so every element is off by at most half a scale.
+// Scales are exactly representable in float16, so that devices may store them in 2 bytes. Constant
+// rows and groups decode exactly to their (float16-rounded) constant, never NaN. Rows are shared
+// out among `threads`. Throws Error(format) naming the tensor for NaN or infinity in it,
+// Error(unsupported) for values that the type cannot hold.
+Weight convert(const Weight& w, const DTypeSpec& to, int threads = 1);
 
 }  // namespace slicellm

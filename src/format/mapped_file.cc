@@ -1,0 +1,53 @@
+#include "format/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "slicellm/error.h"
+
+namespace slicellm {
+namespace {
+
+Error io_error(const std::string& path, const char* expected) {
+  return Error(ErrorKind::io, path, std::strerror(errno), expected);
+}
+
+}  // namespace
+
+std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) throw io_error(path, "a readable file");
+  struct stat info {};
+  if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size <= 0) {
+    ::close(fd);
+    throw Error(ErrorKind::io, path, S_ISREG(info.st_mode) ? "an empty file" : "no regular file",
+                "a regular file with content");
+  }
+  const size_t size = static_cast<size_t>(info.st_size);
+  void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
+  const int map_errno = errno;
+  ::close(fd);
+  errno = map_errno;
+  if (data == MAP_FAILED) throw io_error(path, "a file that can be mapped into memory");
+  return std::shared_ptr<const MappedFile>(
+      new MappedFile(path, static_cast<const uint8_t*>(data), size));
+}
+
+MappedFile::~MappedFile() { ::munmap(const_cast<uint8_t*>(data_), size_); }
+
+std::string read_text_file(const std::string& path, size_t limit) {
+  const auto file = MappedFile::open(path);
+  const auto bytes = file->bytes();
+  if (bytes.size() > limit) {
+    throw Error(ErrorKind::format, path, std::to_string(bytes.size()) + " bytes",
+                "at most " + std::to_string(limit) + " bytes");
+  }
+  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
+}  // namespace slicellm

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace slicellm {
+
+// A file mapped read-only into memory for as long as anything points at it. Immutable and
+// thread-safe. Another process that truncates the file while it is mapped makes reads fault, as
+// with every mapping: replace model files by renaming a new one into place, as our writers do.
+class MappedFile {
+ public:
+  // Throws Error(io) when the path cannot be opened, is not a regular file or is empty.
+  static std::shared_ptr<const MappedFile> open(const std::string& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  std::span<const uint8_t> bytes() const { return {data_, size_}; }
+
+ private:
+  MappedFile(std::string path, const uint8_t* data, size_t size)
+      : path_(std::move(path)), data_(data), size_(size) {}
+
+  std::string path_;
+  const uint8_t* data_;
+  size_t size_;
+};
+
+// Reads a whole small text file, at most `limit` bytes. Throws Error(io | format).
+std::string read_text_file(const std::string& path, size_t limit);
+
+}  // namespace slicellm
