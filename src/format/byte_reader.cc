@@ -11,7 +11,7 @@ std::string ByteReader::read_string(std::string_view field) {
   const auto bytes = take(length, field);
   std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   if (!is_utf8(text)) {
-    throw Error(ErrorKind::format, std::string(field), quoted(text), "valid UTF-8");
+    throw Error(ErrorKind::format, std::string(field), shown(text), "valid UTF-8");
   }
   return text;
 }
@@ -43,7 +43,7 @@ bool is_utf8(std::string_view text) {
   return true;
 }
 
-std::string quoted(std::string_view text) {
+std::string shown(std::string_view text) {
   constexpr size_t kShown = 60;
   std::string result = "\"";
   for (char c : text.substr(0, kShown)) {

@@ -65,6 +65,6 @@ class ByteReader {
 bool is_utf8(std::string_view text);
 
 // `text` for an error message: quoted, shortened, without control or non-ASCII bytes.
-std::string quoted(std::string_view text);
+std::string shown(std::string_view text);
 
 }  // namespace slicellm

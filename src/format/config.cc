@@ -16,7 +16,7 @@ std::string_view trim(std::string_view text) {
 }
 
 Error wrong(std::string_view key, std::string_view value, const char* expected) {
-  return Error(ErrorKind::format, std::string(key), quoted(value), expected);
+  return Error(ErrorKind::format, std::string(key), shown(value), expected);
 }
 
 double parse_float(std::string_view key, std::string_view value) {

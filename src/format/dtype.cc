@@ -3,6 +3,7 @@
 #include <array>
 #include <charconv>
 
+#include "format/byte_reader.h"
 #include "format/half.h"
 #include "slicellm/error.h"
 
@@ -38,13 +39,13 @@ std::string to_string(DType t) {
 
 std::string to_string(const DTypeSpec& spec) {
   std::string text = to_string(spec.type);
-  if (spec.group_size > 0) text += "g" + std::to_string(spec.group_size);
+  if (spec.group_size > 0) text.append("g").append(std::to_string(spec.group_size));
   return text;
 }
 
 DTypeSpec parse_dtype(std::string_view text, std::string_view field) {
   auto fail = [&](ErrorKind kind) {
-    return Error(kind, std::string(field), "\"" + std::string(text) + "\"", kExpected);
+    return Error(kind, std::string(field), shown(text), kExpected);
   };
   if (text == "float32" || text == "fp32") return {DType::float32, 0};
   if (text == "float16" || text == "fp16" || text == "half") return {DType::float16, 0};

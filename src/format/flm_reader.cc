@@ -64,7 +64,7 @@ class FlmFile final : public ModelFile {
   Weight weight(std::string_view name) const override {
     const auto at = index_.find(std::string(name));
     if (at == index_.end()) {
-      throw Error(ErrorKind::format, "weight", "no tensor " + quoted(name), "it in the file");
+      throw Error(ErrorKind::format, "weight", "no tensor " + shown(name), "it in the file");
     }
     const Record& record = records_[at->second];
     return make_weight(record.name, record.shape, record.payload, file_);
@@ -94,9 +94,9 @@ class FlmFile final : public ModelFile {
     const uint64_t count = reader.read_count(kLeastKeyValue, section + " count");
     for (uint64_t i = 0; i < count; ++i) {
       const std::string key = reader.read_string(indexed((section + " key").c_str(), i));
-      std::string value = reader.read_string(section + " " + quoted(key));
+      std::string value = reader.read_string(section + " " + shown(key));
       if (!config_.values.emplace(prefix + key, std::move(value)).second) {
-        throw Error(ErrorKind::format, section, "key " + quoted(key) + " twice", "unique keys");
+        throw Error(ErrorKind::format, section, "key " + shown(key) + " twice", "unique keys");
       }
     }
   }
@@ -111,7 +111,7 @@ class FlmFile final : public ModelFile {
     for (int64_t i = 0; i < count; ++i) {
       const std::string name =
           reader.read_string(indexed("adapter name", static_cast<uint64_t>(i)));
-      read_key_values(reader, "adapter " + quoted(name), "peft." + name + ".");
+      read_key_values(reader, "adapter " + shown(name), "peft." + name + ".");
     }
   }
 
@@ -160,7 +160,7 @@ class FlmFile final : public ModelFile {
       Record record;
       record.name = reader.read_string(indexed("weight name", i));
       if (!index_.emplace(record.name, i).second) {
-        throw Error(ErrorKind::format, "weights", quoted(record.name) + " twice", "unique names");
+        throw Error(ErrorKind::format, "weights", shown(record.name) + " twice", "unique names");
       }
       const int32_t dims = reader.read_i32(record.name + " dimensions");
       if (dims < 1 || dims > kMaxDims) {

@@ -31,7 +31,7 @@ class Parser {
   }
   [[noreturn]] void fail_here(const std::string& expected) const {
     const std::string got =
-        position_ < text_.size() ? quoted(text_.substr(position_, 1)) : "the end of the text";
+        position_ < text_.size() ? shown(text_.substr(position_, 1)) : "the end of the text";
     fail(got + " at byte " + std::to_string(position_), expected);
   }
 
@@ -107,7 +107,7 @@ class Parser {
     std::sort(value.members.begin(), value.members.end(), by_key);
     auto same = [](const JsonMember& a, const JsonMember& b) { return a.key == b.key; };
     auto twice = std::adjacent_find(value.members.begin(), value.members.end(), same);
-    if (twice != value.members.end()) fail("key " + quoted(twice->key) + " twice", "unique keys");
+    if (twice != value.members.end()) fail("key " + shown(twice->key) + " twice", "unique keys");
   }
 
   void parse_array(JsonValue& value, int depth) {
@@ -276,7 +276,7 @@ const JsonValue* JsonValue::find(std::string_view key) const {
 const JsonValue& JsonValue::require(std::string_view key, std::string_view field) const {
   const JsonValue* value = find(key);
   if (value) return *value;
-  throw Error(ErrorKind::format, std::string(field), "no key " + quoted(key), "that key");
+  throw Error(ErrorKind::format, std::string(field), "no key " + shown(key), "that key");
 }
 
 const std::string& JsonValue::as_string(std::string_view field) const {

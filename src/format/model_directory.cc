@@ -22,18 +22,18 @@ constexpr size_t kMaxIndexBytes = 100'000'000;
 // that a downloaded directory cannot point at other files of this machine.
 std::string file_in_directory(const fs::path& directory, const std::string& name) {
   if (name.empty() || name.front() == '.' || name.find_first_of("/\\") != std::string::npos) {
-    throw Error(ErrorKind::format, "file name", quoted(name), "a plain file name");
+    throw Error(ErrorKind::format, "file name", shown(name), "a plain file name");
   }
   std::error_code error;
   const fs::path real_directory = fs::canonical(directory, error);
   const fs::path real_file = error ? fs::path() : fs::canonical(directory / name, error);
-  if (error) throw Error(ErrorKind::io, quoted(name), error.message(), "a readable file");
+  if (error) throw Error(ErrorKind::io, shown(name), error.message(), "a readable file");
   const fs::path parent = real_file.parent_path();
   const fs::path snapshots = real_directory.parent_path();
   const bool in_cache =
       snapshots.filename() == "snapshots" && parent == snapshots.parent_path() / "blobs";
   if (parent != real_directory && !in_cache) {
-    throw Error(ErrorKind::format, quoted(name), "a link out of the model directory",
+    throw Error(ErrorKind::format, shown(name), "a link out of the model directory",
                 "a file inside it");
   }
   return real_file.string();
@@ -61,7 +61,7 @@ void refuse_other_formats(const fs::path& directory) {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(directory, error)) {
     const std::string extension = entry.path().extension().string();
-    const std::string name = quoted(entry.path().filename().string());
+    const std::string name = shown(entry.path().filename().string());
     if (extension == ".bin" || extension == ".pt" || extension == ".pth") {
       throw Error(ErrorKind::unsupported, "model directory", "a PyTorch checkpoint " + name,
                   "safetensors (load it with transformers, then save_pretrained)");
@@ -111,7 +111,7 @@ class ModelDirectory final : public ModelFile {
   Weight weight(std::string_view name) const override {
     const auto at = tensors_.find(std::string(name));
     if (at == tensors_.end()) {
-      throw Error(ErrorKind::format, "weight", "no tensor " + quoted(name), "it in the directory");
+      throw Error(ErrorKind::format, "weight", "no tensor " + shown(name), "it in the directory");
     }
     return at->second.shard->weight(*at->second.tensor);
   }
@@ -125,7 +125,7 @@ class ModelDirectory final : public ModelFile {
   void refuse_quantised() const {
     const std::string method = config_.get_string("quantization_config.quant_method", "");
     if (method.empty()) return;
-    throw Error(ErrorKind::unsupported, "quantization_config", quoted(method),
+    throw Error(ErrorKind::unsupported, "quantization_config", shown(method),
                 "an unquantised float32, float16 or bfloat16 checkpoint");
   }
 
@@ -140,7 +140,7 @@ class ModelDirectory final : public ModelFile {
     if (shard.has_blobs()) kind_ = ModelFileKind::export_dir;
     for (const SafetensorsFile::Tensor& tensor : shard.tensors()) {
       if (!tensors_.emplace(tensor.name, Located{&shard, &tensor}).second) {
-        throw Error(ErrorKind::format, name, "tensor " + quoted(tensor.name) + " once more",
+        throw Error(ErrorKind::format, name, "tensor " + shown(tensor.name) + " once more",
                     "each tensor in one file");
       }
       names_.push_back(tensor.name);
@@ -157,7 +157,7 @@ class ModelDirectory final : public ModelFile {
     for (const JsonMember& entry : entries) {
       if (!contains(entry.key)) {
         throw Error(ErrorKind::format, "weight_map",
-                    quoted(entry.key) + " which is not in " + quoted(entry.value.text),
+                    shown(entry.key) + " which is not in " + shown(entry.value.text),
                     "tensors of the listed files");
       }
     }

@@ -50,7 +50,7 @@ void check_plain_size(const SafetensorsFile::Tensor& tensor, uint64_t count, uin
     }
     return;
   }
-  throw Error(ErrorKind::unsupported, tensor.name + " dtype", quoted(tensor.dtype),
+  throw Error(ErrorKind::unsupported, tensor.name + " dtype", shown(tensor.dtype),
               "F32, F16, BF16 or \"fastllm\"");
 }
 
@@ -162,7 +162,7 @@ bool SafetensorsFile::has_blobs() const {
 
 Weight SafetensorsFile::weight(const Tensor& tensor) const {
   if (!tensor.readable) {
-    throw Error(ErrorKind::unsupported, tensor.name + " dtype", quoted(tensor.dtype),
+    throw Error(ErrorKind::unsupported, tensor.name + " dtype", shown(tensor.dtype),
                 "F32, F16, BF16 or \"fastllm\"");
   }
   return make_weight(tensor.name, tensor.shape, tensor.payload, file_);
