@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <exception>
-#include <thread>
 
 #include "slicellm/error.h"
 
@@ -28,51 +26,6 @@ void check_shape(const Weight& w, std::span<const int64_t> expected) {
 DTypeSpec dtype_of(const Weight& w) {
   const bool grouped = is_quantized(w.dtype) && w.groups() > 1;
   return {w.dtype, grouped ? w.group_size : 0};
-}
-
-// Rows [first, first + count) of a float matrix, as a view.
-Weight row_slice(const Weight& w, int64_t first, int64_t count) {
-  const size_t row_bytes = static_cast<size_t>(w.cols()) * dtype_bits(w.dtype) / 8;
-  Weight slice = w;
-  slice.shape = {count, w.cols()};
-  slice.data = static_cast<const char*>(w.data) + row_bytes * first;
-  slice.data_bytes = row_bytes * count;
-  return slice;
-}
-
-// Converts a float matrix in slices of rows, one thread a slice, and appends the slices (with their
-// share of the bias) to what will be packed as one stack.
-void convert_in_slices(const Weight& w, const std::vector<float>& bias, const DTypeSpec& to,
-                       int threads, std::vector<Weight>& out,
-                       std::vector<std::vector<float>>& out_biases) {
-  const int64_t rows = w.rows();
-  const int64_t slices = std::clamp<int64_t>(rows / 16, 1, threads);
-  const size_t begin = out.size();
-  out.resize(begin + slices);
-  std::vector<std::exception_ptr> errors(slices);
-  auto bound = [&](int64_t slice) { return rows * slice / slices; };
-  auto work = [&](int64_t slice) {
-    try {
-      const Weight part = row_slice(w, bound(slice), bound(slice + 1) - bound(slice));
-      out[begin + slice] = convert(part, to);
-    } catch (...) {
-      errors[slice] = std::current_exception();
-    }
-  };
-  {
-    std::vector<std::jthread> workers;
-    for (int64_t i = 1; i < slices; ++i) workers.emplace_back(work, i);
-    work(0);
-  }
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
-  }
-  for (int64_t i = 0; i < slices; ++i) {
-    out_biases.emplace_back();
-    if (!bias.empty()) {
-      out_biases.back().assign(bias.begin() + bound(i), bias.begin() + bound(i + 1));
-    }
-  }
 }
 
 std::vector<float> gather(const std::vector<float>& values, std::span<const int64_t> order,
@@ -173,8 +126,8 @@ std::vector<float> WeightLoader::vector(const std::string& name, int64_t size) {
   return values;
 }
 
-void WeightLoader::note(const Weight& w, const DTypeSpec& dtype) {
-  inventory_ += w.name + " " + to_string(dtype) + " " + shape_text(w.shape) + ";";
+void WeightLoader::note(const Weight& w) {
+  inventory_ += w.name + " " + to_string(dtype_of(w)) + " " + shape_text(w.shape) + ";";
 }
 
 void WeightLoader::advance(uint64_t bytes) {
@@ -202,14 +155,10 @@ std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source, b
       w = gather_rows(w, order);
       if (!bias.empty()) bias = gather(bias, order, 1);
     }
-    const bool convert_it = convertible && !is_quantized(w.dtype) && dtype_of(w) != target;
-    note(w, convert_it ? target : dtype_of(w));
-    if (convert_it) {
-      convert_in_slices(w, bias, target, device_.threads(), stack, biases);
-    } else {
-      stack.push_back(std::move(w));
-      biases.push_back(std::move(bias));
-    }
+    if (convertible) w = convert(w, target, device_.threads());
+    note(w);
+    stack.push_back(std::move(w));
+    biases.push_back(std::move(bias));
   }
   for (const Weight& w : stack) {
     if (dtype_of(w) == dtype_of(stack.front())) continue;
@@ -231,7 +180,7 @@ NormWeights WeightLoader::norm(const std::string& name, const ModelSpec& spec) {
 std::unique_ptr<EmbeddingTable> WeightLoader::embedding(const std::string& name,
                                                         const ModelSpec& spec) {
   const Weight w = matrix(name, spec.vocab, spec.hidden);
-  note(w, dtype_of(w));
+  note(w);
   std::unique_ptr<EmbeddingTable> table = device_.embedding(w);
   advance(w.data_bytes);
   return table;

@@ -31,7 +31,7 @@ class WeightLoader {
  private:
   Weight matrix(const std::string& name, int64_t rows, int64_t cols);
   std::vector<float> vector(const std::string& name, int64_t size);
-  void note(const Weight& w, const DTypeSpec& dtype);
+  void note(const Weight& w);
   void advance(uint64_t bytes);
 
   const ModelFile& file_;
