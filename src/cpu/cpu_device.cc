@@ -44,8 +44,8 @@ std::string CpuDevice::describe() const {
 
 std::unique_ptr<PackedLinear> CpuDevice::pack(std::span<const Weight> matrices,
                                               std::span<const std::vector<float>> biases,
-                                              ActivationType, bool) {
-  return pack_linear(matrices, biases);
+                                              ActivationType activation, bool gated) {
+  return pack_linear(pool_, isa_, arena_, matrices, biases, activation, gated);
 }
 
 std::unique_ptr<EmbeddingTable> CpuDevice::embedding(const Weight& table) {
@@ -70,21 +70,11 @@ void CpuDevice::embed(std::span<const int32_t> tokens, const EmbeddingTable& tab
   embed_rows(pool_, tokens, table, x.data());
 }
 
-const float* CpuDevice::norm_rows(float* x, int64_t n, const NormWeights& norm, bool into_x) {
-  const auto width = static_cast<int64_t>(norm.weight.size());
-  float* out = into_x ? x : normed_.get<float>(n * width);
-  const RowKernels& kernels = row_kernels(isa_);
-  pool_.parallel_for(n, 4, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) kernels.norm(x + t * width, width, norm, out + t * width);
-  });
-  return out;
-}
-
 void CpuDevice::norm_linear(Activation& x, int64_t n, const NormWeights& norm,
                             const PackedLinear& linear, bool normed_into_x, Activation& out) {
-  const float* normed = norm_rows(x.data(), n, norm, normed_into_x);
-  run_linear(pool_, isa_, linear_scratch_, as_cpu(linear), normed, n, Epilogue::store, 0,
-             out.data(), linear.out_features());
+  LinearInput input{.x = x.data(), .n = n, .norm = &norm};
+  if (normed_into_x) input.normed = x.data();
+  run_linear(pool_, isa_, linear_workspace_, as_cpu(linear), input, {.out = out.data()});
 }
 
 void CpuDevice::rope_append_attend(const AttentionArgs& args) {
@@ -93,31 +83,26 @@ void CpuDevice::rope_append_attend(const AttentionArgs& args) {
 
 void CpuDevice::linear_add(const Activation& in, int64_t n, const PackedLinear& linear, float alpha,
                            Activation& x) {
-  run_linear(pool_, isa_, linear_scratch_, as_cpu(linear), data_of(in), n, Epilogue::add, alpha,
-             x.data(), linear.out_features());
+  run_linear(pool_, isa_, linear_workspace_, as_cpu(linear), {.x = data_of(in), .n = n},
+             {.epilogue = Epilogue::add, .alpha = alpha, .out = x.data()});
 }
 
 void CpuDevice::norm_linear_act(Activation& x, int64_t n, const NormWeights& norm,
                                 const PackedLinear& linear, GateActivation act, bool normed_into_x,
                                 Activation& out) {
-  const float* normed = norm_rows(x.data(), n, norm, normed_into_x);
-  const bool gated = act == GateActivation::silu_gate;
-  run_linear(pool_, isa_, linear_scratch_, as_cpu(linear), normed, n,
-             gated ? Epilogue::silu_gate : Epilogue::gelu_tanh, 0, out.data(),
-             gated ? linear.out_features() / 2 : linear.out_features());
+  LinearInput input{.x = x.data(), .n = n, .norm = &norm};
+  if (normed_into_x) input.normed = x.data();
+  const Epilogue epilogue =
+      act == GateActivation::silu_gate ? Epilogue::silu_gate : Epilogue::gelu_tanh;
+  run_linear(pool_, isa_, linear_workspace_, as_cpu(linear), input,
+             {.epilogue = epilogue, .out = out.data()});
 }
 
 void CpuDevice::logits(const Activation& x, std::span<const int32_t> rows, const NormWeights& norm,
                        const PackedLinear& head, float* logits) {
-  const auto n = static_cast<int64_t>(rows.size());
-  const auto width = static_cast<int64_t>(norm.weight.size());
-  float* picked = normed_.get<float>(n * width);
-  for (int64_t i = 0; i < n; ++i) {
-    std::memcpy(picked + i * width, data_of(x) + rows[i] * width, width * sizeof(float));
-  }
-  const float* normed = norm_rows(picked, n, norm, true);
-  run_linear(pool_, isa_, linear_scratch_, as_cpu(head), normed, n, Epilogue::store, 0, logits,
-             head.out_features());
+  const LinearInput input{
+      .x = data_of(x), .n = static_cast<int64_t>(rows.size()), .rows = rows.data(), .norm = &norm};
+  run_linear(pool_, isa_, linear_workspace_, as_cpu(head), input, {.out = logits});
 }
 
 }  // namespace slicellm::cpu

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "cpu/isa.h"
+#include "cpu/linear.h"
 #include "cpu/memory.h"
 #include "cpu/thread_pool.h"
 #include "slicellm/ops.h"
@@ -39,12 +40,11 @@ class CpuDevice : public Device {
               const PackedLinear& head, float* logits) override;
 
  private:
-  // Norm of x's rows into x itself or into scratch memory.
-  const float* norm_rows(float* x, int64_t n, const NormWeights& norm, bool into_x);
-
   Isa isa_;
   ThreadPool pool_;
-  Scratch normed_, linear_scratch_, attention_scratch_;
+  WeightArena arena_;
+  LinearWorkspace linear_workspace_;
+  Scratch attention_scratch_;
 };
 
 }  // namespace slicellm::cpu

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "cpu/linear_layout.h"
 #include "cpu/memory.h"
 #include "cpu/ops_cpu.h"
 #include "cpu/thread_pool.h"
@@ -12,35 +13,75 @@
 
 namespace slicellm::cpu {
 
-// What happens to the products of one linear before they are stored.
+const LinearKernels& linear_kernels(Isa isa);
+
+// A linear layer packed for one instruction set (see linear_layout.h). Immutable. The panels of a
+// gated linear alternate: gate rows, then the up rows that meet them.
+class CpuLinear : public PackedLinear {
+ public:
+  int64_t in_features() const override { return layout_.in; }
+  int64_t out_features() const override { return out_; }
+  size_t bytes() const override { return layout_.panel_bytes * panels_; }
+
+  const LinearLayout& layout() const { return layout_; }
+  const LinearKernel& kernel() const { return *kernel_; }
+  bool gated() const { return gated_; }
+  const float* bias() const { return bias_.empty() ? nullptr : bias_.data(); }  // [out] or null
+  // A unit is what one kernel result covers: a panel, or the two panels of a gated linear.
+  int64_t units() const { return gated_ ? panels_ / 2 : panels_; }
+  const std::byte* panel(int64_t index) const {
+    return data_.get() + index * static_cast<int64_t>(layout_.panel_bytes);
+  }
+
+ private:
+  friend class LinearPacker;
+
+  LinearLayout layout_{};
+  const LinearKernel* kernel_ = nullptr;
+  std::vector<uint8_t> block_steps_;
+  std::vector<float> bias_;
+  std::shared_ptr<std::byte> data_;
+  int64_t out_ = 0, panels_ = 0;
+  bool gated_ = false;
+};
+
+// Device::pack. Float weights always meet float32 activations.
+std::unique_ptr<CpuLinear> pack_linear(ThreadPool& pool, Isa isa, WeightArena& arena,
+                                       std::span<const Weight> matrices,
+                                       std::span<const std::vector<float>> biases,
+                                       ActivationType activation, bool gated);
+
+// What happens to a linear's products (bias added) before they are stored.
 enum class Epilogue {
   store,      // out = y
   add,        // out = alpha * out + y
-  silu_gate,  // out[inner] = silu(y[gate]) * y[up]
+  silu_gate,  // out[inner] = silu(gate) * up; for gated linears, and only for them
   gelu_tanh,  // out = gelu(y)
 };
 
-class CpuLinear : public PackedLinear {
- public:
-  CpuLinear(std::vector<float> weight, std::vector<float> bias, int64_t in, int64_t out)
-      : weight_(std::move(weight)), bias_(std::move(bias)), in_(in), out_(out) {}
-  int64_t in_features() const override { return in_; }
-  int64_t out_features() const override { return out_; }
-  size_t bytes() const override { return weight_.size() * sizeof(float); }
-  const float* weight() const { return weight_.data(); }
-  const std::vector<float>& bias() const { return bias_; }
-
- private:
-  std::vector<float> weight_, bias_;
-  int64_t in_, out_;
+struct LinearInput {
+  const float* x = nullptr;           // [*, in]
+  int64_t n = 0;                      // tokens
+  const int32_t* rows = nullptr;      // [n] rows of x, or null for rows 0..n-1
+  const NormWeights* norm = nullptr;  // applied to each row first
+  float* normed = nullptr;            // if set, [n, in] receives the normed rows; may be x
 };
 
-std::unique_ptr<CpuLinear> pack_linear(std::span<const Weight> matrices,
-                                       std::span<const std::vector<float>> biases);
+struct LinearOutput {
+  Epilogue epilogue = Epilogue::store;
+  float alpha = 0;
+  float* out = nullptr;  // [n, out_features], or half of that for silu_gate
+};
 
-// out[n, width] = epilogue(x[n, in] * W^T + bias); rows of `out` are out_stride floats apart.
-void run_linear(ThreadPool& pool, Isa isa, Scratch& scratch, const CpuLinear& linear,
-                const float* x, int64_t n, Epilogue epilogue, float alpha, float* out,
-                int64_t out_stride);
+// Scratch memory of run_linear, kept from call to call.
+struct LinearWorkspace {
+  Scratch tiles;
+  std::vector<Scratch> per_thread;
+};
+
+// Computes one linear layer for all tokens; each weight is read from memory once. Bit-equal results
+// whatever the number of tokens and threads.
+void run_linear(ThreadPool& pool, Isa isa, LinearWorkspace& workspace, const CpuLinear& linear,
+                const LinearInput& input, const LinearOutput& output);
 
 }  // namespace slicellm::cpu

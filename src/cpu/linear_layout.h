@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// The packed form of one linear layer and of the activations that meet it. Shared by the packer,
+// the driver and the kernels of every instruction set; plain data only.
+//
+// Weights lie in panels of `panel_rows` output rows. Float types: [in][panel_rows] elements. Int
+// types: each weight group is cut into blocks of at most 64 columns, each padded to a multiple of
+// 8 columns (a step). A step of int4 is one 32-bit word per row: byte j holds column j in the low
+// nibble and column 4 + j in the high one. A step of int8 is two words per row: columns 0-3, then
+// 4-7. After a panel's codes come its scales and zeros: [groups][panel_rows] each.
+//
+// Activations are cut into tiles of tokens that one kernel call takes together; inside a tile,
+// tokens are interleaved so that a kernel reads one stream.
+namespace slicellm::cpu {
+
+enum class WeightKind : uint8_t { float32, float16, bfloat16, int8, int4 };
+constexpr int kWeightKinds = 5;
+
+enum class ActivationKind : uint8_t {
+  float32,  // [columns][tokens] floats
+  int8,     // [columns / 4][tokens][4] codes, [blocks][tokens] scales and sums
+  int16,    // the same codes as int16: columns 0, 2, 1, 3 of each four
+};
+
+constexpr int kStep = 8;       // columns of a step
+constexpr int kMaxBlock = 64;  // columns that share an activation scale, at most
+constexpr int kMaxTokens = 16;
+
+struct LinearLayout {
+  WeightKind kind;
+  ActivationKind activation;
+  // Int types: scales as float16 and zeros as unsigned bytes, w = scale * (code - zero);
+  // otherwise scales and minimums as float32, w = minimum + scale * code.
+  bool compact;
+  int panel_rows;
+  int max_tokens;  // of a tile
+
+  int64_t in;         // columns
+  int64_t padded_in;  // columns after padding
+  // Int types only.
+  int64_t group;               // columns of a group; the last may be short
+  int64_t groups;              // of a row
+  int64_t blocks_per_group;    // of a full group
+  int64_t blocks;              // of a row
+  const uint8_t* block_steps;  // [blocks]
+
+  size_t scales_offset, zeros_offset, panel_bytes;         // within a panel
+  size_t act_scales_offset, act_sums_offset, token_bytes;  // within a tile, times its tokens
+};
+
+// One tile: out[t * out_stride + r] = product of token t and row r, for all rows of the panel.
+using TileKernel = void (*)(const LinearLayout& layout, const std::byte* panel,
+                            const std::byte* tile, float* out, int64_t out_stride);
+// Writes token `t` of a tile of `tokens` from x[in].
+using PrepareToken = void (*)(const LinearLayout& layout, const float* x, int tokens, int t,
+                              std::byte* tile);
+
+// The kernels for one kind of weights and activations.
+struct LinearKernel {
+  ActivationKind activation;
+  int panel_rows;
+  int max_tokens;
+  TileKernel tile[2][kMaxTokens];  // [compact][tokens - 1]; float types ignore compact
+  PrepareToken prepare;
+};
+
+// All kernels of one instruction set.
+struct LinearKernels {
+  LinearKernel exact[kWeightKinds];  // activations in float32
+  LinearKernel integer[2];           // int8, int4 weights with quantised activations
+};
+
+extern const LinearKernels portable_linear_kernels;
+#if defined(__x86_64__)
+extern const LinearKernels avx2_linear_kernels;
+extern const LinearKernels avx512_linear_kernels;
+#endif
+
+}  // namespace slicellm::cpu

@@ -1,0 +1,365 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "cpu/linear_layout.h"
+
+// The matrix kernels, written once over the vector operations `S` of an instruction set. Included
+// by one source file per instruction set; everything is in an unnamed namespace so that code for
+// one instruction set can never be linked in for another.
+//
+// Each output is a chain of operations in the order of the columns, the same for every tile size.
+namespace slicellm::cpu {
+namespace {
+
+inline const float* floats(const std::byte* p) { return reinterpret_cast<const float*>(p); }
+inline const uint8_t* bytes(const std::byte* p) { return reinterpret_cast<const uint8_t*>(p); }
+
+// Scales and zeros of one group of a panel.
+template <class S, bool kCompact>
+struct GroupScales;
+
+template <class S>
+struct GroupScales<S, true> {
+  typename S::Float scale;
+  typename S::Int zero;  // one 16-bit pair (zero, 0) per row
+
+  static GroupScales load(const LinearLayout& layout, const std::byte* panel, int64_t group) {
+    const int64_t at = group * S::kRows;
+    return {S::load_half(panel + layout.scales_offset + at * 2),
+            S::load_bytes(bytes(panel) + layout.zeros_offset + at)};
+  }
+};
+
+template <class S>
+struct GroupScales<S, false> {
+  typename S::Float scale, minimum;
+
+  static GroupScales load(const LinearLayout& layout, const std::byte* panel, int64_t group) {
+    const int64_t at = group * S::kRows * 4;
+    return {S::load_float(panel + layout.scales_offset + at),
+            S::load_float(panel + layout.zeros_offset + at)};
+  }
+};
+
+// Eight columns: the weights meet all tokens of the tile.
+template <class Dot, int kTokens>
+inline __attribute__((always_inline)) void integer_step(const uint8_t*& codes, const int8_t*& a,
+                                                        Dot (&dots)[kTokens]) {
+  typename Dot::Word w[2];
+  Dot::load(codes, w);
+  codes += Dot::kCodeBytes;
+#pragma GCC unroll 16
+  for (int t = 0; t < kTokens; ++t) dots[t].add(w[0], a + t * Dot::kWordBytes);
+#pragma GCC unroll 16
+  for (int t = 0; t < kTokens; ++t) dots[t].add(w[1], a + (kTokens + t) * Dot::kWordBytes);
+  a += 2 * kTokens * Dot::kWordBytes;
+}
+
+// Int weights, quantised activations.
+template <class S, class Dot, bool kCompact, int kTokens>
+void integer_tile(const LinearLayout& layout, const std::byte* panel, const std::byte* tile,
+                  float* out, int64_t out_stride) {
+  using Float = typename S::Float;
+  const uint8_t* codes = bytes(panel);
+  const auto* a = reinterpret_cast<const int8_t*>(tile);
+  const float* a_scale = floats(tile + layout.act_scales_offset * kTokens);
+  const std::byte* a_sum = tile + layout.act_sums_offset * kTokens;
+  Float sums[kTokens];
+#pragma GCC unroll 16
+  for (int t = 0; t < kTokens; ++t) sums[t] = S::zero();
+
+  const uint8_t* block_steps = layout.block_steps;
+  const uint8_t* const last_block = block_steps + layout.blocks;
+  for (int64_t g = 0; block_steps != last_block; ++g) {
+    const auto group = GroupScales<S, kCompact>::load(layout, panel, g);
+    int64_t blocks = layout.blocks_per_group;
+    if (blocks > last_block - block_steps) blocks = last_block - block_steps;
+    for (int64_t b = 0; b < blocks; ++b) {
+      Dot dots[kTokens];
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) {
+        if constexpr (kCompact) {
+          dots[t].start(group.zero, reinterpret_cast<const int32_t*>(a_sum)[t]);
+        } else {
+          dots[t].start();
+        }
+      }
+      int steps = *block_steps++;
+      for (; steps >= 4; steps -= 4) {
+#pragma GCC unroll 4
+        for (int s = 0; s < 4; ++s) integer_step(codes, a, dots);
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) dots[t].flush();
+      }
+      if (steps > 0) {
+        for (; steps > 0; --steps) integer_step(codes, a, dots);
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) dots[t].flush();
+      }
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) {
+        const Float scale = S::mul(group.scale, S::broadcast(a_scale[t]));
+        sums[t] = S::fma(S::to_float(dots[t].sum), scale, sums[t]);
+        if constexpr (!kCompact) {
+          sums[t] = S::fma(group.minimum, S::broadcast(floats(a_sum)[t]), sums[t]);
+        }
+      }
+      a_scale += kTokens;
+      a_sum += kTokens * 4;
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < kTokens; ++t) S::store(out + t * out_stride, sums[t]);
+}
+
+// Int weights decoded to float32, float32 activations. A block's sum is over (code - zero) * x,
+// where code - zero is exact, and is scaled at its end.
+template <class S, bool kInt4, bool kCompact, int kTokens>
+void decoded_tile(const LinearLayout& layout, const std::byte* panel, const std::byte* tile,
+                  float* out, int64_t out_stride) {
+  using Float = typename S::Float;
+  using Int = typename S::Int;
+  const uint8_t* codes = bytes(panel);
+  const float* x = floats(tile);
+  Float sums[kTokens];
+#pragma GCC unroll 16
+  for (int t = 0; t < kTokens; ++t) sums[t] = S::zero();
+
+  const uint8_t* block_steps = layout.block_steps;
+  const uint8_t* const last_block = block_steps + layout.blocks;
+  for (int64_t g = 0; block_steps != last_block; ++g) {
+    const auto group = GroupScales<S, kCompact>::load(layout, panel, g);
+    int64_t blocks = layout.blocks_per_group;
+    if (blocks > last_block - block_steps) blocks = last_block - block_steps;
+    for (int64_t b = 0; b < blocks; ++b) {
+      Float block_sums[kTokens];
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) block_sums[t] = S::zero();
+      for (int steps = *block_steps++; steps > 0; --steps) {
+        const Int first = S::load_codes(codes);
+        const Int second = kInt4 ? first : S::load_codes(codes + S::kRows * 4);
+        codes += S::kRows * (kInt4 ? 4 : 8);
+        const auto column = [&](Int code) __attribute__((always_inline)) {
+          Float w;
+          if constexpr (kCompact) {
+            w = S::to_float(S::sub(code, group.zero));
+          } else {
+            w = S::fma(S::to_float(code), group.scale, group.minimum);
+          }
+#pragma GCC unroll 16
+          for (int t = 0; t < kTokens; ++t) {
+            block_sums[t] = S::fma(w, S::broadcast(x[t]), block_sums[t]);
+          }
+          x += kTokens;
+        };
+        constexpr int kMask = kInt4 ? 0xf : 0xff;
+        constexpr int kSecondShift = kInt4 ? 4 : 0;
+        column(S::template field<0, kMask>(first));
+        column(S::template field<8, kMask>(first));
+        column(S::template field<16, kMask>(first));
+        column(S::template field<24, kMask>(first));
+        column(S::template field<0 + kSecondShift, kMask>(second));
+        column(S::template field<8 + kSecondShift, kMask>(second));
+        column(S::template field<16 + kSecondShift, kMask>(second));
+        column(S::template field<24 + kSecondShift, kMask>(second));
+      }
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) {
+        if constexpr (kCompact) {
+          sums[t] = S::fma(block_sums[t], group.scale, sums[t]);
+        } else {
+          sums[t] = S::add(block_sums[t], sums[t]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < kTokens; ++t) S::store(out + t * out_stride, sums[t]);
+}
+
+// Float weights and activations: sums over 256 columns, then a sum of those, so that rounding
+// errors do not grow with the width.
+template <class S, WeightKind kKind, int kVectors, int kTokens>
+void float_tile(const LinearLayout& layout, const std::byte* panel, const std::byte* tile,
+                float* out, int64_t out_stride) {
+  using Float = typename S::Float;
+  constexpr int64_t kColumns = 256;
+  constexpr int64_t kVectorBytes = S::kRows * (kKind == WeightKind::float32 ? 4 : 2);
+  const float* x = floats(tile);
+  Float totals[kTokens][kVectors];
+  for (auto& total : totals) {
+    for (Float& vector : total) vector = S::zero();
+  }
+  for (int64_t left = layout.in; left > 0; left -= kColumns) {
+    Float sums[kTokens][kVectors];
+    for (auto& sum : sums) {
+      for (Float& vector : sum) vector = S::zero();
+    }
+    const int64_t columns = left < kColumns ? left : kColumns;
+    for (int64_t k = 0; k < columns; ++k) {
+      Float w[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const std::byte* from = panel + v * kVectorBytes;
+        if constexpr (kKind == WeightKind::float32) {
+          w[v] = S::load_float(from);
+        } else if constexpr (kKind == WeightKind::float16) {
+          w[v] = S::load_half(from);
+        } else {
+          w[v] = S::load_bfloat16(from);
+        }
+      }
+      panel += kVectors * kVectorBytes;
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) {
+        const Float value = S::broadcast(x[t]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[t][v] = S::fma(w[v], value, sums[t][v]);
+      }
+      x += kTokens;
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t) {
+      for (int v = 0; v < kVectors; ++v) totals[t][v] = S::add(totals[t][v], sums[t][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < kTokens; ++t) {
+    for (int v = 0; v < kVectors; ++v) {
+      S::store(out + t * out_stride + v * S::kRows, totals[t][v]);
+    }
+  }
+}
+
+// Calls function(first column, columns, padded columns) for each block of a row.
+template <class Function>
+inline void for_each_block(const LinearLayout& layout, Function function) {
+  for (int64_t begin = 0; begin < layout.in; begin += layout.group) {
+    const int64_t end = begin + layout.group < layout.in ? begin + layout.group : layout.in;
+    for (int64_t k = begin; k < end; k += kMaxBlock) {
+      const int columns = static_cast<int>(end - k < kMaxBlock ? end - k : kMaxBlock);
+      function(k, columns, (columns + kStep - 1) / kStep * kStep);
+    }
+  }
+}
+
+inline void prepare_float(const LinearLayout& layout, const float* x, int tokens, int t,
+                          std::byte* tile) {
+  float* out = reinterpret_cast<float*>(tile) + t;
+  for (int64_t k = 0; k < layout.in; ++k) out[k * tokens] = x[k];
+}
+
+inline void prepare_decoded(const LinearLayout& layout, const float* x, int tokens, int t,
+                            std::byte* tile) {
+  float* out = reinterpret_cast<float*>(tile) + t;
+  for_each_block(layout, [&](int64_t first, int columns, int padded) {
+    for (int k = 0; k < columns; ++k) out[k * tokens] = x[first + k];
+    for (int k = columns; k < padded; ++k) out[k * tokens] = 0;
+    out += int64_t{padded} * tokens;
+  });
+}
+
+// Symmetric codes -127..127 of one block, rounded to nearest even; returns the scale. A block with
+// an infinity or NaN gets the scale NaN, so that it shows in the result.
+inline float quantize_block(const float* x, int columns, int32_t* codes) {
+  int32_t highest = 0;  // the largest absolute value, as bits: NaN > infinity > all numbers
+  for (int k = 0; k < columns; ++k) {
+    int32_t bits;
+    __builtin_memcpy(&bits, x + k, 4);
+    bits &= 0x7fffffff;
+    highest = bits > highest ? bits : highest;
+  }
+  float peak;
+  __builtin_memcpy(&peak, &highest, 4);
+  constexpr int32_t kInfinity = 0x7f800000;
+  if (highest >= kInfinity || peak < 1e-30f) {  // below that, 127 / peak would overflow
+    for (int k = 0; k < columns; ++k) codes[k] = 0;
+    return highest >= kInfinity ? __builtin_nanf("") : 0.0f;
+  }
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  constexpr int32_t kRoundBits = 0x4b400000;
+  const float factor = 127.0f / peak;
+  for (int k = 0; k < columns; ++k) {
+    const float rounded = x[k] * factor + kRound;
+    int32_t bits;
+    __builtin_memcpy(&bits, &rounded, 4);
+    codes[k] = bits - kRoundBits;
+  }
+  return peak / 127.0f;
+}
+
+template <class Code>  // int8_t or int16_t
+void prepare_integer(const LinearLayout& layout, const float* x, int tokens, int t,
+                     std::byte* tile) {
+  auto* out = reinterpret_cast<Code*>(tile) + t * 4;
+  float* scales = reinterpret_cast<float*>(tile + layout.act_scales_offset * tokens) + t;
+  std::byte* sums = tile + layout.act_sums_offset * tokens + t * 4;
+  for_each_block(layout, [&](int64_t first, int columns, int padded) {
+    int32_t codes[kMaxBlock];
+    const float scale = quantize_block(x + first, columns, codes);
+    for (int k = columns; k < padded; ++k) codes[k] = 0;
+    int32_t sum = 0;
+    for (int k = 0; k < padded; ++k) sum += codes[k];
+    for (int k = 0; k < padded; k += 4) {
+      Code word[4];
+      for (int j = 0; j < 4; ++j) {
+        // int16 words pair the even and the odd columns (see ActivationKind).
+        const int column = sizeof(Code) == 1 ? j : (j % 2) * 2 + j / 2;
+        word[j] = static_cast<Code>(codes[k + column]);
+      }
+      __builtin_memcpy(out, word, sizeof(word));
+      out += 4 * tokens;
+    }
+    *scales = scale;
+    scales += tokens;
+    if (layout.compact) {
+      const int32_t negative = -sum;
+      __builtin_memcpy(sums, &negative, 4);
+    } else {
+      const float scaled = scale * static_cast<float>(sum);
+      __builtin_memcpy(sums, &scaled, 4);
+    }
+    sums += tokens * 4;
+  });
+}
+
+// ---- tables: the kernels of one kind of weights for tiles of 1 to sizeof...(kTokens) tokens
+// --------
+
+template <class S, class Dot, ActivationKind kActivation, int... kTokens>
+constexpr LinearKernel integer_kernel(std::integer_sequence<int, kTokens...>) {
+  return {
+      kActivation,
+      S::kRows,
+      sizeof...(kTokens),
+      {{integer_tile<S, Dot, false, kTokens + 1>...}, {integer_tile<S, Dot, true, kTokens + 1>...}},
+      kActivation == ActivationKind::int8 ? prepare_integer<int8_t> : prepare_integer<int16_t>};
+}
+
+template <class S, bool kInt4, int... kTokens>
+constexpr LinearKernel decoded_kernel(std::integer_sequence<int, kTokens...>) {
+  return {ActivationKind::float32,
+          S::kRows,
+          sizeof...(kTokens),
+          {{decoded_tile<S, kInt4, false, kTokens + 1>...},
+           {decoded_tile<S, kInt4, true, kTokens + 1>...}},
+          prepare_decoded};
+}
+
+template <class S, WeightKind kKind, int kVectors, int... kTokens>
+constexpr LinearKernel float_kernel(std::integer_sequence<int, kTokens...>) {
+  return {ActivationKind::float32,
+          S::kRows * kVectors,
+          sizeof...(kTokens),
+          {{float_tile<S, kKind, kVectors, kTokens + 1>...}, {}},
+          prepare_float};
+}
+
+template <int kTokens>
+using TokenCounts = std::make_integer_sequence<int, kTokens>;
+
+}  // namespace
+}  // namespace slicellm::cpu

@@ -1,0 +1,320 @@
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "cpu/linear.h"
+#include "slicellm/dtype.h"
+#include "slicellm/error.h"
+
+namespace slicellm::cpu {
+namespace {
+
+constexpr size_t kLine = 64;
+
+size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+WeightKind kind_of(DType dtype) {
+  switch (dtype) {
+    case DType::float32:
+      return WeightKind::float32;
+    case DType::float16:
+      return WeightKind::float16;
+    case DType::bfloat16:
+      return WeightKind::bfloat16;
+    case DType::int8:
+      return WeightKind::int8;
+    case DType::int4:
+      return WeightKind::int4;
+  }
+  throw Error(ErrorKind::unsupported, "dtype", std::to_string(static_cast<int>(dtype)),
+              "a dtype that this device can multiply");
+}
+
+[[noreturn]] void throw_shape(const Weight& w, const std::string& got, const std::string& want) {
+  throw Error(ErrorKind::unsupported, w.name.empty() ? "weight" : w.name, got, want);
+}
+
+// A matrix of the stack must fit the first one and hold all the data that it declares.
+void check_matrix(const Weight& w, const Weight& first, const std::vector<float>* bias) {
+  if (w.shape.size() != 2 || w.rows() < 1 || w.cols() < 1) {
+    throw_shape(w, std::to_string(w.shape.size()) + " dimensions",
+                "a matrix with rows and columns");
+  }
+  if (w.dtype != first.dtype || w.cols() != first.cols() || w.group_size != first.group_size) {
+    throw_shape(w, to_string(w.dtype) + " of width " + std::to_string(w.cols()),
+                "the dtype, group size and width of the matrix that it is stacked with (" +
+                    to_string(first.dtype) + ", " + std::to_string(first.cols()) + ")");
+  }
+  const auto elements = static_cast<size_t>(w.rows()) * static_cast<size_t>(w.cols());
+  const size_t needed = (elements * dtype_bits(w.dtype) + 7) / 8;
+  if (w.data == nullptr || w.data_bytes < needed) {
+    throw_shape(w, std::to_string(w.data_bytes) + " bytes", std::to_string(needed) + " bytes");
+  }
+  if (is_quantized(w.dtype)) {
+    const auto scales = static_cast<size_t>(w.rows() * w.groups());
+    if (w.scale.size() != scales || w.minimum.size() != scales) {
+      throw_shape(w, std::to_string(w.scale.size()) + " scales", std::to_string(scales));
+    }
+  }
+  if (bias != nullptr && static_cast<int64_t>(bias->size()) != w.rows()) {
+    throw_shape(w, "a bias of " + std::to_string(bias->size()), std::to_string(w.rows()));
+  }
+}
+
+// The zero point z of minimum = -z * scale, when it is an integer 0..255; else -1.
+int zero_point(float scale, float minimum) {
+  if (minimum == 0) return 0;
+  const float zero = std::nearbyint(-minimum / scale);
+  if (!(zero >= 0 && zero <= 255)) return -1;
+  return std::abs(minimum + zero * scale) <= 3e-7f * std::abs(minimum) ? static_cast<int>(zero)
+                                                                       : -1;
+}
+
+bool is_half(float v) {
+  return std::abs(half_to_float(float_to_half(v)) - v) <= 2e-7f * std::abs(v);
+}
+
+}  // namespace
+
+class LinearPacker {
+ public:
+  LinearPacker(ThreadPool& pool, Isa isa, std::span<const Weight> matrices,
+               std::span<const std::vector<float>> biases, ActivationType activation, bool gated)
+      : pool_(pool), matrices_(matrices) {
+    if (matrices.empty()) {
+      throw Error(ErrorKind::invalid_argument, "matrices", "none", "at least one matrix");
+    }
+    linear_->gated_ = gated;
+    stack(biases);
+    choose_layout(isa, activation);
+  }
+
+  std::unique_ptr<CpuLinear> pack(WeightArena& arena) {
+    const LinearLayout& layout = linear_->layout_;
+    linear_->data_ = arena.allocate(linear_->bytes());
+    pool_.parallel_for(linear_->panels_, 1, [&](int64_t begin, int64_t end, int) {
+      std::vector<uint8_t> codes(is_quantized(dtype()) ? layout.padded_in : 0);
+      for (int64_t p = begin; p < end; ++p) {
+        std::byte* panel = linear_->data_.get() + p * static_cast<int64_t>(layout.panel_bytes);
+        for (int r = 0; r < layout.panel_rows; ++r) {
+          const int64_t row = source_row(p, r);
+          if (row < 0) continue;  // padding: memory of the arena is zero
+          if (is_quantized(dtype())) {
+            pack_int_row(row, r, codes.data(), panel);
+          } else {
+            pack_float_row(row, r, panel);
+          }
+        }
+      }
+    });
+    return std::move(linear_);
+  }
+
+ private:
+  DType dtype() const { return matrices_.front().dtype; }
+
+  void stack(std::span<const std::vector<float>> biases) {
+    const auto bias_of = [&](size_t i) {
+      return i < biases.size() && !biases[i].empty() ? &biases[i] : nullptr;
+    };
+    bool any_bias = false;
+    for (size_t i = 0; i < matrices_.size(); ++i) {
+      check_matrix(matrices_[i], matrices_.front(), bias_of(i));
+      first_row_.push_back(linear_->out_);
+      linear_->out_ += matrices_[i].rows();
+      any_bias |= bias_of(i) != nullptr;
+    }
+    if (linear_->gated_ && linear_->out_ % 2 != 0) {
+      throw_shape(matrices_.front(), std::to_string(linear_->out_) + " rows",
+                  "an even number of gate and up rows");
+    }
+    if (!any_bias) return;
+    for (size_t i = 0; i < matrices_.size(); ++i) {
+      std::vector<float> zeros;
+      const std::vector<float>* bias = bias_of(i);
+      if (bias == nullptr) zeros.resize(matrices_[i].rows());
+      const std::vector<float>& values = bias == nullptr ? zeros : *bias;
+      linear_->bias_.insert(linear_->bias_.end(), values.begin(), values.end());
+    }
+  }
+
+  void choose_layout(Isa isa, ActivationType activation) {
+    LinearLayout& layout = linear_->layout_;
+    const LinearKernels& kernels = linear_kernels(isa);
+    layout.kind = kind_of(dtype());
+    layout.in = matrices_.front().cols();
+    const bool integer = is_quantized(dtype()) && activation != ActivationType::float32;
+    linear_->kernel_ = integer ? &kernels.integer[dtype() == DType::int4]
+                               : &kernels.exact[static_cast<int>(layout.kind)];
+    layout.activation = linear_->kernel_->activation;
+    layout.panel_rows = linear_->kernel_->panel_rows;
+    layout.max_tokens = linear_->kernel_->max_tokens;
+    const int64_t rows = layout.panel_rows;
+    linear_->panels_ = linear_->gated_ ? 2 * ((linear_->out_ / 2 + rows - 1) / rows)
+                                       : (linear_->out_ + rows - 1) / rows;
+    if (!is_quantized(dtype())) {
+      layout.padded_in = layout.in;
+      layout.panel_bytes = static_cast<size_t>(layout.in * rows) * dtype_bits(dtype()) / 8;
+      layout.token_bytes = static_cast<size_t>(layout.in) * sizeof(float);
+      return;
+    }
+    cut_blocks();
+    layout.compact = is_compact();
+    const size_t scale_bytes = layout.compact ? 2 : 4, zero_bytes = layout.compact ? 1 : 4;
+    const auto scales = static_cast<size_t>(layout.groups * rows);
+    layout.scales_offset = static_cast<size_t>(layout.padded_in * rows) * dtype_bits(dtype()) / 8;
+    layout.zeros_offset = round_up(layout.scales_offset + scales * scale_bytes, 4);
+    layout.panel_bytes = round_up(layout.zeros_offset + scales * zero_bytes, kLine);
+    const size_t code_bytes = layout.activation == ActivationKind::int8    ? 1
+                              : layout.activation == ActivationKind::int16 ? 2
+                                                                           : 4;
+    layout.act_scales_offset = static_cast<size_t>(layout.padded_in) * code_bytes;
+    layout.act_sums_offset = layout.act_scales_offset + static_cast<size_t>(layout.blocks) * 4;
+    layout.token_bytes = layout.act_sums_offset + static_cast<size_t>(layout.blocks) * 4;
+  }
+
+  void cut_blocks() {
+    LinearLayout& layout = linear_->layout_;
+    const int64_t group = matrices_.front().group_size;
+    layout.group = group <= 0 ? layout.in : std::min(group, layout.in);
+    layout.groups = matrices_.front().groups();
+    layout.blocks_per_group = (layout.group + kMaxBlock - 1) / kMaxBlock;
+    for (int64_t begin = 0; begin < layout.in; begin += layout.group) {
+      const int64_t end = std::min(begin + layout.group, layout.in);
+      for (int64_t k = begin; k < end; k += kMaxBlock) {
+        const int64_t steps = (std::min<int64_t>(end - k, kMaxBlock) + kStep - 1) / kStep;
+        linear_->block_steps_.push_back(static_cast<uint8_t>(steps));
+        layout.padded_in += steps * kStep;
+      }
+    }
+    layout.blocks = static_cast<int64_t>(linear_->block_steps_.size());
+    layout.block_steps = linear_->block_steps_.data();
+  }
+
+  bool is_compact() const {
+    std::atomic<bool> compact{true};
+    for (const Weight& w : matrices_) {
+      const auto count = static_cast<int64_t>(w.scale.size());
+      pool_.parallel_for(count, 1024, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+          if (!is_half(w.scale[i]) || zero_point(w.scale[i], w.minimum[i]) < 0) {
+            compact.store(false, std::memory_order_relaxed);
+            return;
+          }
+        }
+      });
+    }
+    return compact;
+  }
+
+  // The stacked row that sits at row r of a panel; -1 for padding.
+  int64_t source_row(int64_t panel, int r) const {
+    const int64_t rows = linear_->layout_.panel_rows;
+    if (!linear_->gated_) return panel * rows + r < linear_->out_ ? panel * rows + r : -1;
+    const int64_t inner = linear_->out_ / 2;
+    const int64_t row = panel / 2 * rows + r;
+    return row < inner ? row + (panel % 2) * inner : -1;
+  }
+
+  size_t matrix_of(int64_t row) const {
+    return std::upper_bound(first_row_.begin(), first_row_.end(), row) - first_row_.begin() - 1;
+  }
+
+  void pack_float_row(int64_t row, int r, std::byte* panel) const {
+    const LinearLayout& layout = linear_->layout_;
+    const size_t m = matrix_of(row);
+    const size_t size = dtype_bits(dtype()) / 8;
+    const auto* from = static_cast<const std::byte*>(matrices_[m].data) +
+                       static_cast<size_t>((row - first_row_[m]) * layout.in) * size;
+    std::byte* to = panel + r * size;
+    const size_t stride = layout.panel_rows * size;
+    for (int64_t k = 0; k < layout.in; ++k) {
+      if (size == 2) {
+        std::memcpy(to, from, 2);
+      } else {
+        std::memcpy(to, from, 4);
+      }
+      to += stride;
+      from += size;
+    }
+  }
+
+  // Writes the codes of one source row to `codes`, block by block with zero padding.
+  void read_codes(const Weight& w, int64_t row, uint8_t* codes) const {
+    const LinearLayout& layout = linear_->layout_;
+    const auto* data = static_cast<const uint8_t*>(w.data);
+    int64_t index = row * layout.in;
+    for (int64_t begin = 0; begin < layout.in; begin += layout.group) {
+      const int64_t end = std::min(begin + layout.group, layout.in);
+      for (int64_t k = begin; k < end; k += kMaxBlock) {
+        const int64_t columns = std::min<int64_t>(end - k, kMaxBlock);
+        const int64_t padded = (columns + kStep - 1) / kStep * kStep;
+        if (w.dtype == DType::int8) {
+          std::memcpy(codes, data + index, columns);
+        } else {
+          for (int64_t i = 0; i < columns; ++i) {
+            const uint8_t pair = data[(index + i) / 2];
+            codes[i] = (index + i) % 2 == 0 ? pair >> 4 : pair & 0xf;
+          }
+        }
+        std::fill(codes + columns, codes + padded, uint8_t{0});
+        codes += padded;
+        index += columns;
+      }
+    }
+  }
+
+  void pack_int_row(int64_t row, int r, uint8_t* codes, std::byte* panel) const {
+    const LinearLayout& layout = linear_->layout_;
+    const size_t m = matrix_of(row);
+    const Weight& w = matrices_[m];
+    row -= first_row_[m];
+    read_codes(w, row, codes);
+    const int64_t rows = layout.panel_rows;
+    auto* words = reinterpret_cast<uint8_t*>(panel) + r * 4;
+    for (int64_t k = 0; k < layout.padded_in; k += kStep) {
+      if (w.dtype == DType::int4) {
+        for (int j = 0; j < 4; ++j) {
+          words[j] = static_cast<uint8_t>(codes[k + j] | codes[k + 4 + j] << 4);
+        }
+        words += rows * 4;
+      } else {
+        std::memcpy(words, codes + k, 4);
+        std::memcpy(words + rows * 4, codes + k + 4, 4);
+        words += rows * 8;
+      }
+    }
+    for (int64_t g = 0; g < layout.groups; ++g) {
+      const float scale = w.scale[row * layout.groups + g];
+      const float minimum = w.minimum[row * layout.groups + g];
+      const int64_t at = g * rows + r;
+      std::byte* scale_at = panel + layout.scales_offset;
+      std::byte* zero_at = panel + layout.zeros_offset;
+      if (layout.compact) {
+        const uint16_t half = float_to_half(scale);
+        const auto zero = static_cast<uint8_t>(zero_point(scale, minimum));
+        std::memcpy(scale_at + at * 2, &half, 2);
+        std::memcpy(zero_at + at, &zero, 1);
+      } else {
+        std::memcpy(scale_at + at * 4, &scale, 4);
+        std::memcpy(zero_at + at * 4, &minimum, 4);
+      }
+    }
+  }
+
+  ThreadPool& pool_;
+  std::span<const Weight> matrices_;
+  std::vector<int64_t> first_row_;  // of each matrix in the stack
+  std::unique_ptr<CpuLinear> linear_ = std::make_unique<CpuLinear>();
+};
+
+std::unique_ptr<CpuLinear> pack_linear(ThreadPool& pool, Isa isa, WeightArena& arena,
+                                       std::span<const Weight> matrices,
+                                       std::span<const std::vector<float>> biases,
+                                       ActivationType activation, bool gated) {
+  return LinearPacker(pool, isa, matrices, biases, activation, gated).pack(arena);
+}
+
+}  // namespace slicellm::cpu
