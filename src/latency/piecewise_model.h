@@ -1,0 +1,59 @@
+#pragma once
+
+#include <array>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "latency/nnls.h"
+#include "latency/residual_quantile.h"
+#include "slicellm/latency_model.h"
+
+namespace slicellm {
+
+// Throws Error(invalid_argument) for no samples or for values that no step can have.
+void check_latency_samples(std::span<const LatencySample> samples);
+
+// The fitted latency model: see fit_latency_model in latency_model.h. Its coefficients are
+//   0        the cost of computing at all (the first token),
+//   1 .. 14  the slope per token between the knots 1, 2, 4, 8, 12, 16, 24, 32, 64, ... 2048, inf,
+//   15 .. 18 per row of logits, per token of context, per unit of chunk work, per byte swapped.
+class PiecewiseModel final : public LatencyModel {
+ public:
+  PiecewiseModel(std::vector<LatencySample> samples, std::string provenance);
+  // With coefficients and quantile as `to_json` stored them.
+  PiecewiseModel(std::vector<LatencySample> samples, std::string provenance,
+                 const NnlsVector& coefficients, double quantile);
+
+  Prediction predict(const StepFeatures& step) const override;
+  void observe(const StepFeatures& step, double seconds) override;
+  std::string to_json() const override;
+  std::unique_ptr<LatencyModel> clone() const override {
+    return std::make_unique<PiecewiseModel>(*this);
+  }
+
+  const NnlsVector& coefficients() const { return coefficients_; }
+  // Replaces the quantile, e.g. by that of raw measurements whose medians were fitted.
+  void set_quantile(double ratio) { residuals_ = ResidualQuantile(ratio); }
+
+ private:
+  static constexpr std::array<int32_t, 14> kKnots = {1,  2,  4,   8,   12,  16,   24,
+                                                     32, 64, 128, 256, 512, 1024, 2048};
+
+  static NnlsVector basis(const StepFeatures& step);
+  void build_anchor();
+  void set_coefficients(const NnlsVector& coefficients);
+  void solve();
+
+  std::vector<LatencySample> samples_;
+  std::string provenance_;
+  NnlsVector coefficients_{};
+  std::array<double, kKnots.size()> at_knot_{};  // the token curve's value at each knot
+  NnlsMatrix anchor_{}, seen_{};                 // normal equations: samples, decayed observations
+  NnlsVector anchor_b_{}, seen_b_{};
+  int unsolved_ = 0;  // observations since the last solve
+  int64_t observed_ = 0;
+  ResidualQuantile residuals_;
+};
+
+}  // namespace slicellm
