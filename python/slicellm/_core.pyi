@@ -145,12 +145,18 @@ class LatencyModel:
     @staticmethod
     def from_decode_table(milliseconds: Sequence[float], prefill_ms: float = 20.0,
                           prefill_ms_per_token: float = 0.4) -> LatencyModel: ...
+    # samples: (tokens, rows, context, chunk_work, swap_bytes, prefill_tokens, ms)
+    @staticmethod
+    def fit(samples: Sequence[tuple[int, int, float, float, float, int, float]],
+            provenance: str = "") -> LatencyModel: ...
     def to_json(self) -> str: ...
     def decode_step_ms(self, rows: int, mean_context: float = 0.0) -> float: ...
     def predict_ms(self, tokens: int, rows: int, context: float = 0.0, chunk_work: float = 0.0,
-                   swap_bytes: float = 0.0) -> tuple[float, float]: ...  # median, quantile
+                   swap_bytes: float = 0.0,
+                   prefill_tokens: int = 0) -> tuple[float, float]: ...  # median, quantile
     def observe(self, ms: float, tokens: int, rows: int, context: float = 0.0,
-                chunk_work: float = 0.0, swap_bytes: float = 0.0) -> None: ...
+                chunk_work: float = 0.0, swap_bytes: float = 0.0,
+                prefill_tokens: int = 0) -> None: ...
 
 # Measures this model on this machine: decode batches, contexts and prefill chunks.
 def calibrate(model: Model, seconds: float = 10.0,

@@ -9,7 +9,7 @@ namespace slicellm {
 namespace {
 
 constexpr size_t kRows = 15, kContext = 16, kChunkWork = 17, kSwapBytes = 18;
-constexpr double kAnchorWeight = 32;  // what all samples together weigh, in observed steps
+constexpr double kAnchorWeight = 8;   // what all samples together weigh, in observed steps
 constexpr double kSmoothness = 3e-3;  // keeps slopes of unmeasured segments near their neighbours
 constexpr int kSolveEvery = 64;       // observed steps between two solves
 constexpr double kDecay = 0.88;       // of earlier observations at each solve: the last ~500 count

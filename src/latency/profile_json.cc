@@ -2,6 +2,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <initializer_list>
 #include <map>
 #include <string>
 
@@ -14,6 +15,12 @@ namespace {
 
 constexpr size_t kSampleWidth = 7;
 constexpr size_t kMaxText = 1 << 24;  // bytes
+
+std::string join(std::initializer_list<std::string_view> parts) {
+  std::string result;
+  for (std::string_view part : parts) result += part;
+  return result;
+}
 
 [[noreturn]] void refuse(const std::string& value, const std::string& expected) {
   throw Error(ErrorKind::format, "latency profile", value, expected);
@@ -36,7 +43,8 @@ class Reader {
     do {
       std::string key = string();
       expect(':');
-      if (!fields.emplace(key, value()).second) refuse("\"" + key + "\" twice", "each key once");
+      if (!fields.emplace(key, value()).second)
+        refuse(join({"\"", key, "\" twice"}), "each key once");
     } while (take(','));
     expect('}');
     skip_space();
@@ -56,10 +64,11 @@ class Reader {
   }
   void expect(char c) {
     if (take(c)) return;
-    refuse(at_ < text_.size()
-               ? "'" + std::string(1, text_[at_]) + "' at byte " + std::to_string(at_)
-               : std::string("the end of the text"),
-           std::string("'") + c + "'");
+    std::string expected = "' '";
+    expected[1] = c;
+    refuse(at_ < text_.size() ? "something else at byte " + std::to_string(at_)
+                              : std::string("the end of the text"),
+           expected);
   }
 
   std::string string() {
@@ -126,18 +135,18 @@ class Fields {
 
   const std::string& text(const char* key) const {
     const Value& value = get(key);
-    if (!value.is_text) refuse("\"" + std::string(key) + "\" without a string", "a string");
+    if (!value.is_text) refuse(join({"\"", key, "\" without a string"}), "a string");
     return value.text;
   }
   const std::vector<double>& numbers(const char* key) const {
     const Value& value = get(key);
-    if (value.is_text) refuse("\"" + std::string(key) + "\" with a string", "numbers");
+    if (value.is_text) refuse(join({"\"", key, "\" with a string"}), "numbers");
     return value.numbers;
   }
   double number(const char* key, double low, double high) const {
     const std::vector<double>& all = numbers(key);
     if (all.size() != 1 || !(all[0] >= low && all[0] <= high)) {
-      refuse("\"" + std::string(key) + "\" out of range",
+      refuse(join({"\"", key, "\" out of range"}),
              "a number from " + std::to_string(low) + " to " + std::to_string(high));
     }
     return all[0];
@@ -146,7 +155,7 @@ class Fields {
  private:
   const Value& get(const char* key) const {
     auto it = fields_.find(key);
-    if (it == fields_.end()) refuse("no \"" + std::string(key) + "\"", "that key");
+    if (it == fields_.end()) refuse(join({"no \"", key, "\""}), "that key");
     return it->second;
   }
   std::map<std::string, Value> fields_;
@@ -174,8 +183,12 @@ std::string quoted(const std::string& text) {
 template <typename Range>
 std::string list(const Range& values) {
   std::string result = "[";
-  for (double value : values) result += (result.size() > 1 ? ", " : "") + number(value);
-  return result + "]";
+  for (double value : values) {
+    if (result.size() > 1) result += ", ";
+    result += number(value);
+  }
+  result += "]";
+  return result;
 }
 
 int32_t count(double value) {
@@ -228,18 +241,18 @@ std::string PiecewiseModel::to_json() const {
                                       s.step.swap_bytes,
                                       static_cast<double>(s.step.prefill_tokens),
                                       s.seconds};
-    samples += (samples.empty() ? "\n  " : ",\n  ") + list(row);
+    samples += samples.empty() ? "\n  " : ",\n  ";
+    samples += list(row);
   }
-  return "{\"kind\": \"piecewise\",\n \"provenance\": " + quoted(provenance_) +
-         ",\n \"quantile\": " + number(residuals_.ratio()) +
-         ",\n \"coefficients\": " + list(coefficients_) + ",\n \"samples\": [" + samples + "]}\n";
+  return join({"{\"kind\": \"piecewise\",\n \"provenance\": ", quoted(provenance_),
+               ",\n \"quantile\": ", number(residuals_.ratio()), ",\n \"coefficients\": ",
+               list(coefficients_), ",\n \"samples\": [", samples, "]}\n"});
 }
 
 std::string TableModel::to_json() const {
-  return "{\"kind\": \"table\",\n \"quantile\": " + number(residuals_.ratio()) +
-         ",\n \"decode_seconds\": " + list(decode_seconds_) +
-         ",\n \"prefill\": " + number(prefill_) +
-         ",\n \"prefill_per_token\": " + number(prefill_per_token_) + "}\n";
+  return join({"{\"kind\": \"table\",\n \"quantile\": ", number(residuals_.ratio()),
+               ",\n \"decode_seconds\": ", list(decode_seconds_), ",\n \"prefill\": ",
+               number(prefill_), ",\n \"prefill_per_token\": ", number(prefill_per_token_), "}\n"});
 }
 
 std::unique_ptr<LatencyModel> latency_model_from_json(std::string_view text) {
@@ -257,7 +270,7 @@ std::unique_ptr<LatencyModel> latency_model_from_json(std::string_view text) {
     if (e.kind() == ErrorKind::format) throw;
     throw Error(ErrorKind::format, "latency profile", e.field() + " " + e.value(), e.expected());
   }
-  refuse("kind \"" + kind + "\"", "\"piecewise\" or \"table\"");
+  refuse(join({"kind \"", kind, "\""}), "\"piecewise\" or \"table\"");
 }
 
 }  // namespace slicellm
