@@ -3,9 +3,9 @@
 #include <cmath>
 #include <cstdio>
 #include <initializer_list>
-#include <map>
 #include <string>
 
+#include "format/json.h"
 #include "latency/piecewise_model.h"
 #include "latency/table_model.h"
 #include "slicellm/error.h"
@@ -14,6 +14,7 @@ namespace slicellm {
 namespace {
 
 constexpr size_t kSampleWidth = 7;
+constexpr std::string_view kField = "latency profile";
 constexpr size_t kMaxText = 1 << 24;  // bytes
 
 std::string join(std::initializer_list<std::string_view> parts) {
@@ -23,161 +24,57 @@ std::string join(std::initializer_list<std::string_view> parts) {
 }
 
 [[noreturn]] void refuse(const std::string& value, const std::string& expected) {
-  throw Error(ErrorKind::format, "latency profile", value, expected);
+  throw Error(ErrorKind::format, std::string(kField), value, expected);
 }
 
-struct Value {
-  std::string text;
-  std::vector<double> numbers;  // a lone number, or an array's, flattened
-  bool is_text = false;
-};
-
-// Reads exactly what the writers below produce; nested arrays are flattened.
-class Reader {
- public:
-  explicit Reader(std::string_view text) : text_(text) {}
-
-  std::map<std::string, Value> read() {
-    std::map<std::string, Value> fields;
-    expect('{');
-    do {
-      std::string key = string();
-      expect(':');
-      if (!fields.emplace(key, value()).second)
-        refuse(join({"\"", key, "\" twice"}), "each key once");
-    } while (take(','));
-    expect('}');
-    skip_space();
-    if (at_ != text_.size()) refuse("text after the object", "its end");
-    return fields;
-  }
-
- private:
-  void skip_space() {
-    while (at_ < text_.size() && std::string_view(" \t\r\n").find(text_[at_]) != text_.npos) ++at_;
-  }
-  bool take(char c) {
-    skip_space();
-    if (at_ == text_.size() || text_[at_] != c) return false;
-    ++at_;
-    return true;
-  }
-  void expect(char c) {
-    if (take(c)) return;
-    std::string expected = "' '";
-    expected[1] = c;
-    refuse(at_ < text_.size() ? "something else at byte " + std::to_string(at_)
-                              : std::string("the end of the text"),
-           expected);
-  }
-
-  std::string string() {
-    expect('"');
-    std::string result;
-    while (at_ < text_.size() && text_[at_] != '"') {
-      char c = text_[at_++];
-      if (c == '\\') {
-        if (at_ == text_.size()) break;
-        c = text_[at_++];
-        if (c == 'n') {
-          c = '\n';
-        } else if (c != '"' && c != '\\' && c != '/') {
-          refuse(std::string("the escape \\") + c, "\\\", \\\\ or \\n");
-        }
-      }
-      result.push_back(c);
-    }
-    if (at_ == text_.size()) refuse("the end of the text", "'\"'");
-    ++at_;
-    return result;
-  }
-
-  void numbers(std::vector<double>& out, int depth) {
-    if (!take('[')) {
-      skip_space();
-      double number = 0;
-      const char* begin = text_.data() + at_;
-      const auto result = std::from_chars(begin, text_.data() + text_.size(), number);
-      if (result.ec != std::errc() || !std::isfinite(number)) {
-        refuse("no number at byte " + std::to_string(at_), "a finite number");
-      }
-      at_ += static_cast<size_t>(result.ptr - begin);
-      out.push_back(number);
-      return;
-    }
-    if (depth == 2) refuse("arrays three deep", "at most two");
-    if (take(']')) return;
-    do {
-      numbers(out, depth + 1);
-    } while (take(','));
-    expect(']');
-  }
-
-  Value value() {
-    Value result;
-    skip_space();
-    if (at_ < text_.size() && text_[at_] == '"') {
-      result.is_text = true;
-      result.text = string();
-    } else {
-      numbers(result.numbers, 0);
-    }
-    return result;
-  }
-
-  std::string_view text_;
-  size_t at_ = 0;
-};
-
+// Typed access to the members of the profile's object.
 class Fields {
  public:
-  explicit Fields(std::string_view text) : fields_(Reader(text).read()) {}
+  explicit Fields(std::string_view text) : root_(parse_json(text, kField)) {
+    root_.as_object(kField);
+  }
 
-  const std::string& text(const char* key) const {
-    const Value& value = get(key);
-    if (!value.is_text) refuse(join({"\"", key, "\" without a string"}), "a string");
-    return value.text;
+  const std::string& text(std::string_view key) const { return get(key).as_string(kField); }
+  std::vector<double> numbers(std::string_view key) const { return to_numbers(get(key)); }
+  std::vector<std::vector<double>> rows(std::string_view key) const {
+    std::vector<std::vector<double>> result;
+    for (const JsonValue& row : get(key).as_array(kField)) result.push_back(to_numbers(row));
+    return result;
   }
-  const std::vector<double>& numbers(const char* key) const {
-    const Value& value = get(key);
-    if (value.is_text) refuse(join({"\"", key, "\" with a string"}), "numbers");
-    return value.numbers;
-  }
-  double number(const char* key, double low, double high) const {
-    const std::vector<double>& all = numbers(key);
-    if (all.size() != 1 || !(all[0] >= low && all[0] <= high)) {
+  double number(std::string_view key, double low, double high) const {
+    const double value = to_number(get(key));
+    if (!(value >= low && value <= high)) {
       refuse(join({"\"", key, "\" out of range"}),
              "a number from " + std::to_string(low) + " to " + std::to_string(high));
     }
-    return all[0];
+    return value;
   }
 
  private:
-  const Value& get(const char* key) const {
-    auto it = fields_.find(key);
-    if (it == fields_.end()) refuse(join({"no \"", key, "\""}), "that key");
-    return it->second;
+  const JsonValue& get(std::string_view key) const { return root_.require(key, kField); }
+
+  static double to_number(const JsonValue& value) {
+    double number = 0;
+    const char* end = value.text.data() + value.text.size();
+    if (value.kind != JsonValue::Kind::number ||
+        std::from_chars(value.text.data(), end, number).ec != std::errc()) {
+      refuse(join({"\"", value.text, "\""}), "a number that fits a double");
+    }
+    return number;
   }
-  std::map<std::string, Value> fields_;
+  static std::vector<double> to_numbers(const JsonValue& value) {
+    std::vector<double> result;
+    for (const JsonValue& item : value.as_array(kField)) result.push_back(to_number(item));
+    return result;
+  }
+
+  JsonValue root_;
 };
 
 std::string number(double value) {
   char text[32];
   std::snprintf(text, sizeof text, "%.17g", value);
   return text;
-}
-
-std::string quoted(const std::string& text) {
-  std::string result = "\"";
-  for (char c : text) {
-    if (c == '"' || c == '\\') result.push_back('\\');
-    if (c == '\n') {
-      result += "\\n";
-    } else if (static_cast<unsigned char>(c) >= 0x20) {
-      result.push_back(c);
-    }
-  }
-  return result + "\"";
 }
 
 template <typename Range>
@@ -199,21 +96,20 @@ int32_t count(double value) {
 }
 
 std::unique_ptr<LatencyModel> read_piecewise(const Fields& fields) {
-  const std::vector<double>& flat = fields.numbers("samples");
-  if (flat.empty() || flat.size() % kSampleWidth != 0) {
-    refuse(std::to_string(flat.size()) + " numbers in \"samples\"", "rows of 7 numbers");
-  }
   std::vector<LatencySample> samples;
-  for (size_t i = 0; i < flat.size(); i += kSampleWidth) {
-    samples.push_back({.step = {.tokens = count(flat[i]),
-                                .rows = count(flat[i + 1]),
-                                .context = flat[i + 2],
-                                .chunk_work = flat[i + 3],
-                                .swap_bytes = flat[i + 4],
-                                .prefill_tokens = count(flat[i + 5])},
-                       .seconds = flat[i + 6]});
+  for (const std::vector<double>& row : fields.rows("samples")) {
+    if (row.size() != kSampleWidth) {
+      refuse("a sample of " + std::to_string(row.size()) + " numbers", "7 numbers");
+    }
+    samples.push_back({.step = {.tokens = count(row[0]),
+                                .rows = count(row[1]),
+                                .context = row[2],
+                                .chunk_work = row[3],
+                                .swap_bytes = row[4],
+                                .prefill_tokens = count(row[5])},
+                       .seconds = row[6]});
   }
-  const std::vector<double>& stored = fields.numbers("coefficients");
+  const std::vector<double> stored = fields.numbers("coefficients");
   NnlsVector coefficients;
   if (stored.size() != coefficients.size()) {
     refuse(std::to_string(stored.size()) + " coefficients", std::to_string(coefficients.size()));
@@ -244,7 +140,7 @@ std::string PiecewiseModel::to_json() const {
     samples += samples.empty() ? "\n  " : ",\n  ";
     samples += list(row);
   }
-  return join({"{\"kind\": \"piecewise\",\n \"provenance\": ", quoted(provenance_),
+  return join({"{\"kind\": \"piecewise\",\n \"provenance\": ", json_quote(provenance_),
                ",\n \"quantile\": ", number(residuals_.ratio()), ",\n \"coefficients\": ",
                list(coefficients_), ",\n \"samples\": [", samples, "]}\n"});
 }
@@ -258,7 +154,7 @@ std::string TableModel::to_json() const {
 std::unique_ptr<LatencyModel> latency_model_from_json(std::string_view text) {
   if (text.size() > kMaxText) refuse(std::to_string(text.size()) + " bytes", "at most 16 MiB");
   const Fields fields(text);
-  const std::string& kind = fields.text("kind");
+  const std::string kind = fields.text("kind");
   try {
     if (kind == "piecewise") return read_piecewise(fields);
     if (kind == "table") {
@@ -268,7 +164,7 @@ std::unique_ptr<LatencyModel> latency_model_from_json(std::string_view text) {
     }
   } catch (const Error& e) {
     if (e.kind() == ErrorKind::format) throw;
-    throw Error(ErrorKind::format, "latency profile", e.field() + " " + e.value(), e.expected());
+    throw Error(ErrorKind::format, std::string(kField), e.field() + " " + e.value(), e.expected());
   }
   refuse(join({"kind \"", kind, "\""}), "\"piecewise\" or \"table\"");
 }

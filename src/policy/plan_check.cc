@@ -47,6 +47,7 @@ StepFeatures features_of(const StepPlan& plan, const View& view) {
     const TaskView& task = view.tasks[chunk.slot];
     const int32_t start = !plan.kv.empty() && dropped_by(plan, chunk.slot) ? 0 : task.cached;
     f.tokens += chunk.tokens;
+    f.prefill_tokens += chunk.tokens;
     f.rows += start + chunk.tokens == task.prompt_len + task.produced;
     f.chunk_work += chunk.tokens * (start + 0.5 * chunk.tokens);
   }

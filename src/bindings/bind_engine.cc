@@ -1,0 +1,4 @@
+#include "bindings/bindings.h"
+namespace slicellm {
+void bind_engine(py::module_&) {}
+}  // namespace slicellm
