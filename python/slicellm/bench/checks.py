@@ -1,0 +1,71 @@
+"""Checks of what comes from outside: each fault is one sentence with field, value and expectation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slicellm._core import InvalidArgument
+
+# Token counts and task counts stay far below 2^31, which the core uses for them.
+MAX_TOKENS = 1 << 24
+MAX_TASKS = 1_000_000
+
+
+def invalid(field: str, value: object, expected: str) -> InvalidArgument:
+    """The error to raise: `<field>: got <value>, expected <expected>`."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    if len(text) > 80:
+        text = text[:77] + "..."
+    error = InvalidArgument(f"{field}: got {text}, expected {expected}")
+    error.field, error.value, error.expected = field, text, expected
+    return error
+
+
+def number(field: str, value: object, low: float, high: float, *, above: bool = False) -> float:
+    """A finite number in [low, high], or in (low, high] with `above`."""
+    words = f"a number {'above' if above else 'of at least'} {low:g}"
+    if math.isfinite(high):
+        words += f" and at most {high:g}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise invalid(field, value, words)
+    if not math.isfinite(value) or value < low or value > high or (above and value == low):
+        raise invalid(field, value, words)
+    return float(value)
+
+
+def integer(field: str, value: object, low: int, high: int) -> int:
+    """A whole number in [low, high]; 30.0 counts as 30, as JSON writers differ."""
+    words = f"a whole number from {low} to {high}"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise invalid(field, value, words)
+    return value
+
+
+def target(field: str, value: object) -> float | None:
+    """An optional SLO target in milliseconds."""
+    return None if value is None else number(field, value, 0, 1e12, above=True)
+
+
+def text(field: str, value: object) -> str:
+    """A string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise invalid(field, value, "a text that is not empty")
+    return value
+
+
+def known_keys(field: str, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Refuses a misspelt key instead of ignoring it."""
+    for key in given:
+        if key not in allowed:
+            raise invalid(f"{field}: key", key, f"one of {', '.join(allowed)}")
+
+
+def mapping(field: str, value: object) -> Mapping[str, Any]:
+    """A JSON object."""
+    if not isinstance(value, dict):
+        raise invalid(field, value, "a JSON object")
+    return value

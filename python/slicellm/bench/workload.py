@@ -1,0 +1,216 @@
+"""Workloads: arrival process x length processes x classes with SLOs, and the tasks drawn from them.
+
+Every part draws from its own random stream, derived from the seed and the part's name only, so that
+changing one part (the rate, a class's lengths) leaves the others' draws as they were, and every
+policy of a comparison gets the very same tasks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slicellm.bench import checks
+from slicellm.bench.arrivals import Arrivals
+from slicellm.bench.lengths import Counts, Lengths, Trace, parse_lengths, parse_trace_name, read_text
+
+BUILT_IN = ("edge", "tiers")
+_PARTS = ("arrivals", "classes", "prompt_lengths", "output_lengths", "trace", "tokens")
+
+
+def generator(seed: int, part: str, index: int = 0) -> np.random.Generator:
+    """The random stream of one part of a workload; `index` tells its classes or tasks apart."""
+    key = (_PARTS.index(part), index)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+@dataclass(frozen=True)
+class Slo:
+    """Targets in milliseconds; None is not judged."""
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    deadline_ms: float | None = None
+
+    def scaled(self, factor: float) -> Slo:
+        def times(value: float | None) -> float | None:
+            return None if value is None else value * factor
+
+        return Slo(times(self.ttft_ms), times(self.tpot_ms), times(self.deadline_ms))
+
+
+@dataclass(frozen=True)
+class WorkloadTask:
+    """One task of a run. Either `prompt` (text) or `prompt_tokens` (random ids of that length).
+    `output_tokens` is the true output length, hidden from policies; 0 = the model decides."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int
+    class_name: str = "default"
+    utility: float = 1.0
+    slo: Slo = Slo()
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskClass:
+    """A share of the tasks with its targets; lengths are None where a trace gives them."""
+
+    name: str
+    share: float
+    utility: float
+    slo: Slo
+    max_tokens: int
+    prompt_tokens: Lengths | None = None
+    output_tokens: Lengths | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Classes and lengths; `arrivals` is the file's own arrival process, not yet at a rate."""
+
+    name: str
+    classes: tuple[TaskClass, ...]
+    arrivals: Mapping[str, Any]
+    trace: Trace | None = None
+
+    def lengths(self, n: int, seed: int) -> tuple[Counts, Counts, Counts]:
+        """Class number, prompt length and output length of n tasks; outputs end at their class's
+        max_tokens."""
+        shares = np.array([c.share for c in self.classes])
+        rng = generator(seed, "classes")
+        chosen = np.searchsorted(np.cumsum(shares / shares.sum()), rng.random(n), side="right")
+        chosen = np.minimum(chosen, len(shares) - 1)  # the sum of shares may round below 1
+        if self.trace is not None:
+            rows = self.trace.rows(n, generator(seed, "trace"))
+            prompts, outputs = self.trace.prompt_tokens[rows], self.trace.output_tokens[rows]
+        else:
+            prompts = np.zeros(n, dtype=np.int64)
+            outputs = np.zeros(n, dtype=np.int64)
+        for i, c in enumerate(self.classes):
+            # Each class draws for all n tasks, so that one class's draws never move another's.
+            mine = chosen == i
+            if c.prompt_tokens is not None:
+                drawn = c.prompt_tokens.sample(n, generator(seed, "prompt_lengths", i))
+                prompts = np.where(mine, drawn, prompts)
+            if c.output_tokens is not None:
+                drawn = c.output_tokens.sample(n, generator(seed, "output_lengths", i))
+                outputs = np.where(mine, drawn, outputs)
+        caps = np.array([c.max_tokens for c in self.classes], dtype=np.int64)[chosen]
+        return chosen, prompts, np.minimum(outputs, caps)
+
+    def tasks(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float = 1.0) -> list[WorkloadTask]:
+        """n tasks, by arrival."""
+        chosen, prompts, outputs = self.lengths(n, seed)
+        times = arrivals.times(n, generator(seed, "arrivals"))
+        slos = [c.slo.scaled(slo_scale) for c in self.classes]
+        return [
+            WorkloadTask(float(t), int(p), int(o), self.classes[c].max_tokens, self.classes[c].name,
+                         self.classes[c].utility, slos[c])
+            for t, c, p, o in zip(times, chosen, prompts, outputs)
+        ]
+
+    def capped(self, limit: int) -> Workload:
+        """The same workload with at most `limit` output tokens a task."""
+        return replace(self, classes=tuple(
+            replace(c, max_tokens=min(c.max_tokens, limit)) for c in self.classes))
+
+
+def prompt_ids(task: int, length: int, seed: int, vocabulary: int, avoid: Sequence[int]) -> list[int]:
+    """Random token ids of a length-only prompt: uniform over the vocabulary without `avoid` (end
+    tokens)."""
+    rng = generator(seed, "tokens", task)
+    allowed = np.setdiff1d(np.arange(vocabulary), np.asarray(avoid, dtype=np.int64))
+    return [int(i) for i in rng.choice(allowed, length)]
+
+
+# ---- workload files -----------------------------------------------------------------------------
+
+
+def _parse_class(i: int, spec: object, traced: bool) -> TaskClass:
+    field = f"workload: classes[{i}]"
+    body = checks.mapping(field, spec)
+    lengths = () if traced else ("prompt_tokens", "output_tokens")
+    checks.known_keys(field, body, ("name", "share", "utility", "ttft_ms", "tpot_ms", "deadline_ms",
+                                    "max_tokens", *lengths))
+    name = checks.text(f"{field}.name", body.get("name"))
+    field = f"workload: class {name}"
+    slo = Slo(*(checks.target(f"{field}.{key}", body.get(key))
+                for key in ("ttft_ms", "tpot_ms", "deadline_ms")))
+    if slo.ttft_ms is None and slo.deadline_ms is None:
+        raise checks.invalid(field, "no ttft_ms and no deadline_ms",
+                             "at least one of them, or its tasks could wait for ever")
+    return TaskClass(
+        name=name,
+        share=checks.number(f"{field}.share", body.get("share"), 0, 1e9, above=True),
+        utility=checks.number(f"{field}.utility", body.get("utility", 1), 0, 1e12),
+        slo=slo,
+        max_tokens=checks.integer(f"{field}.max_tokens", body.get("max_tokens"), 1, checks.MAX_TOKENS),
+        prompt_tokens=None if traced else parse_lengths(f"{field}.prompt_tokens",
+                                                        body.get("prompt_tokens")),
+        output_tokens=None if traced else parse_lengths(f"{field}.output_tokens",
+                                                        body.get("output_tokens")),
+    )
+
+
+def parse_workload(text: str, trace: Trace | None = None) -> Workload:
+    """A workload from its JSON text. With `lengths.trace` in it, `trace` is that file's content."""
+    try:
+        spec = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise checks.invalid("workload", str(error), "a JSON object") from None
+    body = checks.mapping("workload", spec)
+    checks.known_keys("workload", body, ("name", "about", "arrivals", "lengths", "classes", "variants"))
+    name = checks.text("workload: name", body.get("name"))
+    traced = "lengths" in body
+    if traced:
+        wanted = parse_trace_name(checks.mapping("workload: lengths", body["lengths"]))
+        if trace is None:
+            raise checks.invalid(f"workload {name}", "no trace", f"--dataset-path {wanted}, a CSV "
+                                 "with the columns num_prefill_tokens and num_decode_tokens")
+    classes = body.get("classes")
+    if not isinstance(classes, list) or not classes:
+        raise checks.invalid("workload: classes", classes, "a list of at least one class")
+    parsed = tuple(_parse_class(i, c, traced) for i, c in enumerate(classes))
+    names = [c.name for c in parsed]
+    if len(set(names)) < len(names):
+        raise checks.invalid("workload: classes", ", ".join(names), "names that differ")
+    arrivals = checks.mapping("workload: arrivals", body.get("arrivals", {"process": "poisson"}))
+    return Workload(name, parsed, arrivals, trace if traced else None)
+
+
+def load_workload(name_or_path: str, trace: Trace | None = None) -> Workload:
+    """`edge`, `tiers` or the path of a workload file."""
+    if name_or_path in BUILT_IN:
+        file = resources.files("slicellm.bench") / "workloads" / f"{name_or_path}.json"
+        return parse_workload(file.read_text(encoding="utf-8"), trace)
+    if not Path(name_or_path).is_file():
+        raise checks.invalid("--workload", name_or_path, f"{', '.join(BUILT_IN)} or a workload file")
+    return parse_workload(read_text(name_or_path, "--workload"), trace)
+
+
+def trace_workload(trace: Trace, classes: Sequence[TaskClass] = ()) -> Workload:
+    """Tasks with the lengths of a trace; classes are `tiers`' two unless given."""
+    chosen = tuple(classes) or load_workload("tiers", trace).classes
+    return Workload(trace.name, chosen, {"process": "poisson"}, trace)
+
+
+def parse_slo_class(text: str) -> TaskClass:
+    """`NAME:share=0.05,utility=10,ttft_ms=2000,tpot_ms=100,max_tokens=1024`."""
+    name, _, rest = text.partition(":")
+    spec: dict[str, Any] = {"name": name, "share": 1, "max_tokens": 1024}
+    for item in filter(None, rest.split(",")):
+        key, _, value = item.partition("=")
+        try:
+            spec[key] = float(value)
+        except ValueError:
+            raise checks.invalid(f"--slo-class {name}: {key}", value, "a number") from None
+    return _parse_class(0, spec, traced=True)
