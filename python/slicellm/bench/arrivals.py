@@ -99,8 +99,9 @@ def parse_arrivals(spec: Mapping[str, Any], rate: float) -> Arrivals:
     process = spec.get("process", "poisson")
     if process in ("poisson", "gamma"):
         default = 1.0 if process == "poisson" else None
-        shape = checks.number(f"{field}.burstiness", spec.get("burstiness", default), 0, 1e6,
-                              above=True)
+        shape = checks.number(
+            f"{field}.burstiness", spec.get("burstiness", default), 0, 1e6, above=True
+        )
         return Gamma(rate, shape)
     if process == "uniform":
         return Uniform(rate)

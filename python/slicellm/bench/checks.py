@@ -1,4 +1,4 @@
-"""Checks of what comes from outside: each fault is one sentence with field, value and expectation."""
+"""Checks of what comes from outside: a fault is one sentence with field, value, expectation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event log of a run: what was asked for and what happened, from which every metric is computed.
+"""The event log of a run: what was asked for and what happened; every metric comes from it.
 
 JSON lines, one event a line: `t` (s from the start of the run), `task`, `event` and what belongs to
 it. The arrive line carries the task's class, utility and targets, and its `t` is the *scheduled*
@@ -18,8 +18,18 @@ from slicellm.bench import checks
 from slicellm.bench.lengths import read_text
 from slicellm.bench.workload import Slo
 
-EVENTS = ("arrive", "admit", "prefill", "token", "preempt", "swap_out", "swap_in", "resume", "finish",
-          "reject")
+EVENTS = (
+    "arrive",
+    "admit",
+    "prefill",
+    "token",
+    "preempt",
+    "swap_out",
+    "swap_in",
+    "resume",
+    "finish",
+    "reject",
+)
 REASONS = ("stop", "length", "cancelled", "deadline", "rejected", "error")
 NORMAL = ("stop", "length")  # a task that ended in one of these ways finished normally
 _VALUE_KEY = {"prefill": "tokens", "token": "id", "finish": "reason"}
@@ -58,8 +68,13 @@ class EventLog:
         """The JSON objects of the log, by time."""
         out: list[dict[str, Any]] = []
         for number, task in enumerate(self.tasks):
-            line: dict[str, Any] = {"t": task.arrival, "task": number, "event": "arrive",
-                                    "class": task.class_name, "utility": task.utility}
+            line: dict[str, Any] = {
+                "t": task.arrival,
+                "task": number,
+                "event": "arrive",
+                "class": task.class_name,
+                "utility": task.utility,
+            }
             for key in ("ttft_ms", "tpot_ms", "deadline_ms"):
                 if getattr(task.slo, key) is not None:
                     line[key] = getattr(task.slo, key)
@@ -87,8 +102,9 @@ def _integer(where: str, line: dict[str, Any], key: str, low: int = 0) -> int:
     return checks.integer(f"{where}: {key}", line.get(key, low), low, (1 << 31) - 1)
 
 
-def _read_line(where: str, line: dict[str, Any], tasks: dict[int, Declared],
-               events: list[Event]) -> None:
+def _read_line(
+    where: str, line: dict[str, Any], tasks: dict[int, Declared], events: list[Event]
+) -> None:
     kind = line.get("event")
     if kind not in EVENTS:
         raise checks.invalid(f"{where}: event", kind, f"one of {', '.join(EVENTS)}")
@@ -101,8 +117,12 @@ def _read_line(where: str, line: dict[str, Any], tasks: dict[int, Declared],
             t,
             checks.text(f"{where}: class", line.get("class", "default")),
             checks.number(f"{where}: utility", line.get("utility", 1), 0, 1e12),
-            Slo(*(checks.target(f"{where}: {key}", line.get(key))
-                  for key in ("ttft_ms", "tpot_ms", "deadline_ms"))),
+            Slo(
+                *(
+                    checks.target(f"{where}: {key}", line.get(key))
+                    for key in ("ttft_ms", "tpot_ms", "deadline_ms")
+                )
+            ),
             _integer(where, line, "prompt_tokens"),
             _integer(where, line, "max_tokens"),
         )
@@ -130,8 +150,10 @@ def read(path: str | Path) -> Runs:
         except (json.JSONDecodeError, RecursionError) as error:
             raise checks.invalid(where, str(error), "one JSON object a line") from None
         checks.mapping(where, line)
-        run = (str(line.get("policy", "")), checks.integer(f"{where}: seed", line.get("seed", 0), 0,
-                                                           (1 << 63) - 1))
+        run = (
+            str(line.get("policy", "")),
+            checks.integer(f"{where}: seed", line.get("seed", 0), 0, (1 << 63) - 1),
+        )
         _read_line(where, line, arrived.setdefault(run, {}), happened.setdefault(run, []))
     logs: Runs = {}
     for run, tasks in arrived.items():

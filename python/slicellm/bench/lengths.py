@@ -74,11 +74,12 @@ def _pair(field: str, value: object) -> tuple[int, int]:
 
 
 def parse_lengths(field: str, spec: object) -> Lengths:
-    """{"fixed": n}, {"uniform": [low, high]} or {"lognormal": {"mu", "sigma", "clip": [low, high]}}."""
+    """{"fixed": n}, {"uniform": [low, high]} or {"lognormal": {"mu", "sigma", "clip": [low, high]}}
+    as a process."""
     body = checks.mapping(field, spec)
     if len(body) != 1:
         raise checks.invalid(field, dict(body), "one of fixed, uniform, lognormal")
-    (kind, value), = body.items()
+    ((kind, value),) = body.items()
     field = f"{field}.{kind}"
     if kind == "fixed":
         return Fixed(checks.integer(field, value, 1, checks.MAX_TOKENS))
@@ -127,9 +128,11 @@ def read_text(path: str | Path, what: str) -> str:
         content = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise checks.invalid(f"{what} {path}, line {line}",
-                             f"byte 0x{data[error.start]:02x} at offset {error.start}",
-                             "UTF-8 text") from None
+        raise checks.invalid(
+            f"{what} {path}, line {line}",
+            f"byte 0x{data[error.start]:02x} at offset {error.start}",
+            "UTF-8 text",
+        ) from None
     if not content.strip():
         raise checks.invalid(what, str(path), "a file that is not empty")
     return content.removeprefix("\ufeff")
@@ -143,7 +146,9 @@ def read_trace(path: str | Path) -> Trace:
     columns = reader.fieldnames or []
     for column in (PROMPT, OUTPUT):
         if column not in columns:
-            raise checks.invalid(f"{what} {path}: columns", ", ".join(columns), f"{column} among them")
+            raise checks.invalid(
+                f"{what} {path}: columns", ", ".join(columns), f"{column} among them"
+            )
     has_arrivals = ARRIVAL in columns
     prompts, outputs, arrivals = [], [], []
     for row in reader:
@@ -163,12 +168,18 @@ def read_trace(path: str | Path) -> Trace:
         if has_arrivals:
             at = checks.number(f"{where}: {ARRIVAL}", values[ARRIVAL], 0, 1e12)
             if arrivals and at < arrivals[-1]:
-                raise checks.invalid(f"{where}: {ARRIVAL}", at, f"at least {arrivals[-1]}, ascending")
+                raise checks.invalid(
+                    f"{where}: {ARRIVAL}", at, f"at least {arrivals[-1]}, ascending"
+                )
             arrivals.append(at)
     if not prompts:
         raise checks.invalid(f"{what} {path}", "no row", "at least one request")
-    return Trace(Path(path).name, np.array(prompts), np.array(outputs),
-                 np.array(arrivals) if has_arrivals else None)
+    return Trace(
+        Path(path).name,
+        np.array(prompts),
+        np.array(outputs),
+        np.array(arrivals) if has_arrivals else None,
+    )
 
 
 def parse_trace_name(spec: Mapping[str, Any]) -> str:

@@ -125,11 +125,13 @@ def task_metrics(log: EventLog) -> TaskMetrics:
     max_itl[~many] = np.nan
     p99_itl = _p99_by_task(itl, itl_task, np.maximum(count - 1, 0))
 
-    due = (arrival + _targets(log, "ttft_ms"))[token_task] + \
-        (np.arange(len(token_task)) - start[token_task]) * _targets(log, "tpot_ms")[token_task]
+    due = (arrival + _targets(log, "ttft_ms"))[token_task] + (
+        np.arange(len(token_task)) - start[token_task]
+    ) * _targets(log, "tpot_ms")[token_task]
+    paced = ~np.isnan(due)  # both targets declared
     max_lateness = np.full(n, -np.inf)
-    np.maximum.at(max_lateness, token_task, token_time - due)  # NaN where a target is missing
-    max_lateness[~some] = np.nan
+    np.maximum.at(max_lateness, token_task[paced], (token_time - due)[paced])
+    max_lateness[np.isinf(max_lateness)] = np.nan
 
     reason = [""] * n
     end = np.full(n, np.nan)
@@ -139,15 +141,30 @@ def task_metrics(log: EventLog) -> TaskMetrics:
         elif event.event == "reject" and not reason[event.task]:
             reason[event.task], end[event.task] = "rejected", event.t - arrival[event.task]
     normal = np.array([r in NORMAL for r in reason], dtype=np.bool_)
-    tasks = TaskMetrics(arrival, count, ttft, tpot, e2el, max_itl, p99_itl, max_lateness, reason,
-                        normal, end, np.zeros(n, dtype=np.bool_), itl, token_task, token_time)
+    tasks = TaskMetrics(
+        arrival,
+        count,
+        ttft,
+        tpot,
+        e2el,
+        max_itl,
+        p99_itl,
+        max_lateness,
+        reason,
+        normal,
+        end,
+        np.zeros(n, dtype=np.bool_),
+        itl,
+        token_task,
+        token_time,
+    )
     met = slo_met(tasks, *(_targets(log, key) for key in ("ttft_ms", "tpot_ms", "deadline_ms")))
     tasks.met[:] = met
     return tasks
 
 
 def summary(values: Floats, factor: float, percentiles: Sequence[float]) -> dict[str, float | None]:
-    """{"mean", "p50", "p99", ...} of the values that are defined, times `factor`; None if none is."""
+    """{"mean", "p50", "p99", ...} of the values that are defined, times `factor`; None if none."""
     defined = values[~np.isnan(values)] * factor
     keys = [f"p{p:g}" for p in percentiles]
     if len(defined) == 0:
@@ -192,8 +209,9 @@ def step_metrics(steps: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
     }
 
 
-def _class_metrics(log: EventLog, tasks: TaskMetrics, utility: Floats,
-                   percentiles: Sequence[float]) -> dict[str, Any]:
+def _class_metrics(
+    log: EventLog, tasks: TaskMetrics, utility: Floats, percentiles: Sequence[float]
+) -> dict[str, Any]:
     classes: dict[str, Any] = {}
     names = np.array([task.class_name for task in log.tasks])
     for name in dict.fromkeys(task.class_name for task in log.tasks):
@@ -211,10 +229,15 @@ def _class_metrics(log: EventLog, tasks: TaskMetrics, utility: Floats,
     return classes
 
 
-def compute(log: EventLog, steps: Mapping[str, npt.NDArray[Any]] | None = None,
-            percentiles: Sequence[float] = PERCENTILES, goodput: Slo | None = None) -> dict[str, Any]:
-    """Every metric of one run under one policy, with the result file's keys. `steps` adds what comes
-    from step records; `goodput` adds tasks per second that meet those targets instead of their own."""
+def compute(
+    log: EventLog,
+    steps: Mapping[str, npt.NDArray[Any]] | None = None,
+    percentiles: Sequence[float] = PERCENTILES,
+    goodput: Slo | None = None,
+) -> dict[str, Any]:
+    """Every metric of one run under one policy, with the result file's keys. `steps` adds what
+    comes from step records; `goodput` adds tasks per second that meet those targets instead of
+    their own."""
     tasks = task_metrics(log)
     n = len(log.tasks)
     utility = np.array([task.utility for task in log.tasks], dtype=np.float64)
@@ -238,11 +261,14 @@ def compute(log: EventLog, steps: Mapping[str, npt.NDArray[Any]] | None = None,
         "tpot_ms": summary(tasks.tpot, 1e3, points),
         "itl_ms": itl_ms,
         "e2el_ms": summary(tasks.e2el[tasks.normal], 1e3, points),
-        "task_itl_ms": {"max": summary(tasks.max_itl, 1e3, points),
-                        "p99": summary(tasks.p99_itl, 1e3, points)},
+        "task_itl_ms": {
+            "max": summary(tasks.max_itl, 1e3, points),
+            "p99": summary(tasks.p99_itl, 1e3, points),
+        },
         "smooth": float((tasks.max_lateness[smooth] <= 0).mean()) if smooth.any() else None,
-        "lateness_ms": {"max": float(tasks.max_lateness[smooth].max() * 1e3)
-                        if smooth.any() else None},
+        "lateness_ms": {
+            "max": float(tasks.max_lateness[smooth].max() * 1e3) if smooth.any() else None
+        },
         "plan_us": {"p50": None, "p99": None, "max": None},
         "submitted": n,
         "met": int(tasks.met.sum()),
@@ -254,8 +280,10 @@ def compute(log: EventLog, steps: Mapping[str, npt.NDArray[Any]] | None = None,
     if steps is not None:
         result.update(step_metrics(steps))
     if goodput is not None:
-        given = [np.full(n, np.nan if v is None else v / 1e3)
-                 for v in (goodput.ttft_ms, goodput.tpot_ms, goodput.deadline_ms)]
+        given = [
+            np.full(n, np.nan if v is None else v / 1e3)
+            for v in (goodput.ttft_ms, goodput.tpot_ms, goodput.deadline_ms)
+        ]
         result["goodput_given"] = _share(slo_met(tasks, *given).sum(), makespan)
     return result
 
@@ -273,8 +301,9 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     for seed in dict.fromkeys(seed for _, seed in runs):
-        print_results({policy: compute(log) for (policy, s), log in runs.items() if s == seed},
-                      f"seed {seed}")
+        print_results(
+            {policy: compute(log) for (policy, s), log in runs.items() if s == seed}, f"seed {seed}"
+        )
     return 0
 
 

@@ -60,8 +60,12 @@ _COLUMNS: tuple[Cell, ...] = (
 )
 
 
-def _cell(metrics: Mapping[str, Any], spread: Mapping[str, Any] | None, path: str,
-          form: Callable[[float | None], str]) -> str:
+def _cell(
+    metrics: Mapping[str, Any],
+    spread: Mapping[str, Any] | None,
+    path: str,
+    form: Callable[[float | None], str],
+) -> str:
     text = form(_at(metrics, path))
     deviation = None if spread is None else _at(spread, path)
     return text if deviation is None else f"{text}\n±{form(deviation)}"
@@ -75,7 +79,9 @@ def overall_table(results: Results, title: str, spread: Results | None = None) -
         table.add_column(heading, justify="right", no_wrap=True)
     for policy, metrics in results.items():
         deviations = None if spread is None else spread[policy]
-        table.add_row(policy, *(_cell(metrics, deviations, path, form) for _, path, form in _COLUMNS))
+        table.add_row(
+            policy, *(_cell(metrics, deviations, path, form) for _, path, form in _COLUMNS)
+        )
     return table
 
 
@@ -85,23 +91,31 @@ def class_table(results: Results, spread: Results | None = None) -> Table:
     table.add_column("policy", overflow="fold")
     table.add_column("class")
     columns: tuple[Cell, ...] = (
-        ("tasks", "submitted", _number), ("SLO met", "attainment", _percent),
-        ("utility", "utility", _percent), ("TTFT ms p50", "ttft_ms/p50", _number),
-        ("TPOT ms p50", "tpot_ms/p50", _number), ("E2EL ms mean", "e2el_ms/mean", _number),
-        ("p99", "e2el_ms/p99", _number))
+        ("tasks", "submitted", _number),
+        ("SLO met", "attainment", _percent),
+        ("utility", "utility", _percent),
+        ("TTFT ms p50", "ttft_ms/p50", _number),
+        ("TPOT ms p50", "tpot_ms/p50", _number),
+        ("E2EL ms mean", "e2el_ms/mean", _number),
+        ("p99", "e2el_ms/p99", _number),
+    )
     for heading, _, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for policy, metrics in results.items():
         for i, (name, values) in enumerate(metrics["classes"].items()):
             deviations = None if spread is None else spread[policy]["classes"].get(name)
-            table.add_row(policy if i == 0 else "", name,
-                          *(_cell(values, deviations, path, form) for _, path, form in columns))
+            table.add_row(
+                policy if i == 0 else "",
+                name,
+                *(_cell(values, deviations, path, form) for _, path, form in columns),
+            )
         table.add_section()
     return table
 
 
-def print_results(results: Results, title: str, spread: Results | None = None,
-                  console: Console | None = None) -> None:
+def print_results(
+    results: Results, title: str, spread: Results | None = None, console: Console | None = None
+) -> None:
     """Prints policies side by side, overall and by class."""
     console = console or make_console()
     console.print(overall_table(results, title, spread))
@@ -110,8 +124,10 @@ def print_results(results: Results, title: str, spread: Results | None = None,
     for policy, metrics in results.items():
         odd = {k: v for k, v in metrics["finish"].items() if k not in ("stop", "length") and v}
         if odd:
-            console.print(f"{policy}: ended otherwise: "
-                          + ", ".join(f"{_number(v)} {k}" for k, v in odd.items()))
+            console.print(
+                f"{policy}: ended otherwise: "
+                + ", ".join(f"{_number(v)} {k}" for k, v in odd.items())
+            )
         if "goodput_given" in metrics:
             console.print(f"{policy}: {_number(metrics['goodput_given'])} tasks/s within --goodput")
 
@@ -152,25 +168,33 @@ def _over_runs(runs: Sequence[Results], how: Callable[[Sequence[float]], float])
     return combined
 
 
-def result_object(config: Mapping[str, Any], seeds: Sequence[int],
-                  runs: Sequence[Results]) -> dict[str, Any]:
+def result_object(
+    config: Mapping[str, Any], seeds: Sequence[int], runs: Sequence[Results]
+) -> dict[str, Any]:
     """The result file's content: one object for one seed; for several, a list of such objects under
     `runs` with their mean and spread (sample standard deviation) beside it."""
-    objects = [{"config": {**config, "seed": seed}, "policies": run} for seed, run in zip(seeds, runs)]
+    objects = [
+        {"config": {**config, "seed": seed}, "policies": run} for seed, run in zip(seeds, runs)
+    ]
     if len(objects) == 1:
         return objects[0]
-    return {"config": {**config, "seed": list(seeds)}, "runs": objects,
-            "mean": {"policies": mean(runs)}, "spread": {"policies": spread(runs)}}
+    return {
+        "config": {**config, "seed": list(seeds)},
+        "runs": objects,
+        "mean": {"policies": mean(runs)},
+        "spread": {"policies": spread(runs)},
+    }
 
 
 def write_result(path: str, result: Mapping[str, Any]) -> None:
     """Writes the result file: strict JSON, without NaN."""
     open_output(path, "--save-result").write_text(
-        json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def open_output(path: str, flag: str) -> Path:
-    """Checks before a long run that `path` can be written: its folder exists and it is no folder."""
+    """Checks before a long run that `path` can be written: its folder exists, and it is none."""
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
         raise checks.invalid(flag, path, "a file in a folder that exists and can be written")
@@ -191,8 +215,12 @@ def machine() -> dict[str, Any]:
     except OSError:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "system": platform.platform(),
-            "python": platform.python_version()}
+    return {
+        "cpu": cpu,
+        "cores": cores,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def commit() -> str | None:
@@ -201,8 +229,13 @@ def commit() -> str | None:
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True,
-                              timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
 
     try:
         if not git("ls-files", "--error-unmatch", __file__):

@@ -24,8 +24,14 @@ class Latency(Protocol):
 
     def decode_step_ms(self, rows: int, mean_context: float = 0.0) -> float: ...
 
-    def predict_ms(self, tokens: int, rows: int, context: float = 0.0, chunk_work: float = 0.0,
-                   swap_bytes: float = 0.0) -> tuple[float, float]: ...
+    def predict_ms(
+        self,
+        tokens: int,
+        rows: int,
+        context: float = 0.0,
+        chunk_work: float = 0.0,
+        swap_bytes: float = 0.0,
+    ) -> tuple[float, float]: ...
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,18 @@ from slicellm.bench import checks
 from slicellm.bench.lengths import read_text
 from slicellm.bench.workload import Slo, WorkloadTask
 
-KEYS = ("prompt", "prompt_tokens", "output_tokens", "class", "utility", "tpot_ms", "ttft_ms",
-        "deadline_ms", "arrival_s", "max_tokens")
+KEYS = (
+    "prompt",
+    "prompt_tokens",
+    "output_tokens",
+    "class",
+    "utility",
+    "tpot_ms",
+    "ttft_ms",
+    "deadline_ms",
+    "arrival_s",
+    "max_tokens",
+)
 DEFAULT_MAX_TOKENS = 256
 
 
@@ -28,11 +38,15 @@ def _parse_task(where: str, line: str) -> tuple[WorkloadTask, bool]:
     prompt = checks.text(f"{where}: prompt", body["prompt"]) if "prompt" in body else None
     length = 0
     if prompt is None:
-        length = checks.integer(f"{where}: prompt_tokens", body["prompt_tokens"], 1, checks.MAX_TOKENS)
-    max_tokens = checks.integer(f"{where}: max_tokens", body.get("max_tokens", DEFAULT_MAX_TOKENS), 1,
-                                checks.MAX_TOKENS)
-    output = checks.integer(f"{where}: output_tokens", body.get("output_tokens", 0), 0,
-                            checks.MAX_TOKENS)
+        length = checks.integer(
+            f"{where}: prompt_tokens", body["prompt_tokens"], 1, checks.MAX_TOKENS
+        )
+    max_tokens = checks.integer(
+        f"{where}: max_tokens", body.get("max_tokens", DEFAULT_MAX_TOKENS), 1, checks.MAX_TOKENS
+    )
+    output = checks.integer(
+        f"{where}: output_tokens", body.get("output_tokens", 0), 0, checks.MAX_TOKENS
+    )
     arrival = body.get("arrival_s")
     task = WorkloadTask(
         arrival_s=0.0 if arrival is None else checks.number(f"{where}: arrival_s", arrival, 0, 1e9),
@@ -41,8 +55,12 @@ def _parse_task(where: str, line: str) -> tuple[WorkloadTask, bool]:
         max_tokens=max_tokens,
         class_name=checks.text(f"{where}: class", body.get("class", "default")),
         utility=checks.number(f"{where}: utility", body.get("utility", 1), 0, 1e12),
-        slo=Slo(*(checks.target(f"{where}: {key}", body.get(key))
-                  for key in ("ttft_ms", "tpot_ms", "deadline_ms"))),
+        slo=Slo(
+            *(
+                checks.target(f"{where}: {key}", body.get(key))
+                for key in ("ttft_ms", "tpot_ms", "deadline_ms")
+            )
+        ),
         prompt=prompt,
     )
     return task, arrival is not None
@@ -67,8 +85,9 @@ def parse_tasks(what: str, content: str, json_lines: bool) -> tuple[list[Workloa
             raise checks.invalid(what, f"more than {checks.MAX_TASKS} tasks", "fewer")
     if any(timed) and not all(timed):
         missing = timed.index(False) + 1
-        raise checks.invalid(f"{what}: arrival_s", f"none for task {missing}",
-                             "one for every task, or for none")
+        raise checks.invalid(
+            f"{what}: arrival_s", f"none for task {missing}", "one for every task, or for none"
+        )
     if all(timed):
         tasks.sort(key=lambda task: task.arrival_s)
     return tasks, all(timed)
@@ -96,5 +115,7 @@ def repeated(tasks: list[WorkloadTask], n: int) -> list[WorkloadTask]:
 
 def capped(tasks: list[WorkloadTask], limit: int) -> list[WorkloadTask]:
     """The same tasks with at most `limit` output tokens each."""
-    return [replace(t, max_tokens=min(t.max_tokens, limit),
-                    output_tokens=min(t.output_tokens, limit)) for t in tasks]
+    return [
+        replace(t, max_tokens=min(t.max_tokens, limit), output_tokens=min(t.output_tokens, limit))
+        for t in tasks
+    ]

@@ -18,7 +18,14 @@ import numpy as np
 
 from slicellm.bench import checks
 from slicellm.bench.arrivals import Arrivals
-from slicellm.bench.lengths import Counts, Lengths, Trace, parse_lengths, parse_trace_name, read_text
+from slicellm.bench.lengths import (
+    Counts,
+    Lengths,
+    Trace,
+    parse_lengths,
+    parse_trace_name,
+    read_text,
+)
 
 BUILT_IN = ("edge", "tiers")
 _PARTS = ("arrivals", "classes", "prompt_lengths", "output_lengths", "trace", "tokens")
@@ -82,13 +89,22 @@ class Workload:
     arrivals: Mapping[str, Any]
     trace: Trace | None = None
 
+    def class_counts(self, n: int) -> Counts:
+        """How many of n tasks each class gets: its share of n, rounded by largest remainder, so
+        that a short run is as mixed as a long one; only their order is random."""
+        shares = np.array([c.share for c in self.classes])
+        exact = n * shares / shares.sum()
+        counts = np.floor(exact + 1e-9).astype(np.int64)  # 0.15 * 60 may come out just below 9
+        largest = np.argsort(counts - exact, kind="stable")
+        counts[largest[: n - counts.sum()]] += 1
+        return counts
+
     def lengths(self, n: int, seed: int) -> tuple[Counts, Counts, Counts]:
         """Class number, prompt length and output length of n tasks; outputs end at their class's
         max_tokens."""
-        shares = np.array([c.share for c in self.classes])
-        rng = generator(seed, "classes")
-        chosen = np.searchsorted(np.cumsum(shares / shares.sum()), rng.random(n), side="right")
-        chosen = np.minimum(chosen, len(shares) - 1)  # the sum of shares may round below 1
+        chosen = generator(seed, "classes").permutation(
+            np.repeat(np.arange(len(self.classes)), self.class_counts(n))
+        )
         if self.trace is not None:
             rows = self.trace.rows(n, generator(seed, "trace"))
             prompts, outputs = self.trace.prompt_tokens[rows], self.trace.output_tokens[rows]
@@ -107,24 +123,37 @@ class Workload:
         caps = np.array([c.max_tokens for c in self.classes], dtype=np.int64)[chosen]
         return chosen, prompts, np.minimum(outputs, caps)
 
-    def tasks(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float = 1.0) -> list[WorkloadTask]:
+    def tasks(
+        self, n: int, seed: int, arrivals: Arrivals, slo_scale: float = 1.0
+    ) -> list[WorkloadTask]:
         """n tasks, by arrival."""
         chosen, prompts, outputs = self.lengths(n, seed)
         times = arrivals.times(n, generator(seed, "arrivals"))
         slos = [c.slo.scaled(slo_scale) for c in self.classes]
         return [
-            WorkloadTask(float(t), int(p), int(o), self.classes[c].max_tokens, self.classes[c].name,
-                         self.classes[c].utility, slos[c])
+            WorkloadTask(
+                float(t),
+                int(p),
+                int(o),
+                self.classes[c].max_tokens,
+                self.classes[c].name,
+                self.classes[c].utility,
+                slos[c],
+            )
             for t, c, p, o in zip(times, chosen, prompts, outputs)
         ]
 
     def capped(self, limit: int) -> Workload:
         """The same workload with at most `limit` output tokens a task."""
-        return replace(self, classes=tuple(
-            replace(c, max_tokens=min(c.max_tokens, limit)) for c in self.classes))
+        return replace(
+            self,
+            classes=tuple(replace(c, max_tokens=min(c.max_tokens, limit)) for c in self.classes),
+        )
 
 
-def prompt_ids(task: int, length: int, seed: int, vocabulary: int, avoid: Sequence[int]) -> list[int]:
+def prompt_ids(
+    task: int, length: int, seed: int, vocabulary: int, avoid: Sequence[int]
+) -> list[int]:
     """Random token ids of a length-only prompt: uniform over the vocabulary without `avoid` (end
     tokens)."""
     rng = generator(seed, "tokens", task)
@@ -139,25 +168,39 @@ def _parse_class(i: int, spec: object, traced: bool) -> TaskClass:
     field = f"workload: classes[{i}]"
     body = checks.mapping(field, spec)
     lengths = () if traced else ("prompt_tokens", "output_tokens")
-    checks.known_keys(field, body, ("name", "share", "utility", "ttft_ms", "tpot_ms", "deadline_ms",
-                                    "max_tokens", *lengths))
+    checks.known_keys(
+        field,
+        body,
+        ("name", "share", "utility", "ttft_ms", "tpot_ms", "deadline_ms", "max_tokens", *lengths),
+    )
     name = checks.text(f"{field}.name", body.get("name"))
     field = f"workload: class {name}"
-    slo = Slo(*(checks.target(f"{field}.{key}", body.get(key))
-                for key in ("ttft_ms", "tpot_ms", "deadline_ms")))
+    slo = Slo(
+        *(
+            checks.target(f"{field}.{key}", body.get(key))
+            for key in ("ttft_ms", "tpot_ms", "deadline_ms")
+        )
+    )
     if slo.ttft_ms is None and slo.deadline_ms is None:
-        raise checks.invalid(field, "no ttft_ms and no deadline_ms",
-                             "at least one of them, or its tasks could wait for ever")
+        raise checks.invalid(
+            field,
+            "no ttft_ms and no deadline_ms",
+            "at least one of them, or its tasks could wait for ever",
+        )
     return TaskClass(
         name=name,
         share=checks.number(f"{field}.share", body.get("share"), 0, 1e9, above=True),
         utility=checks.number(f"{field}.utility", body.get("utility", 1), 0, 1e12),
         slo=slo,
-        max_tokens=checks.integer(f"{field}.max_tokens", body.get("max_tokens"), 1, checks.MAX_TOKENS),
-        prompt_tokens=None if traced else parse_lengths(f"{field}.prompt_tokens",
-                                                        body.get("prompt_tokens")),
-        output_tokens=None if traced else parse_lengths(f"{field}.output_tokens",
-                                                        body.get("output_tokens")),
+        max_tokens=checks.integer(
+            f"{field}.max_tokens", body.get("max_tokens"), 1, checks.MAX_TOKENS
+        ),
+        prompt_tokens=None
+        if traced
+        else parse_lengths(f"{field}.prompt_tokens", body.get("prompt_tokens")),
+        output_tokens=None
+        if traced
+        else parse_lengths(f"{field}.output_tokens", body.get("output_tokens")),
     )
 
 
@@ -168,14 +211,20 @@ def parse_workload(text: str, trace: Trace | None = None) -> Workload:
     except (json.JSONDecodeError, RecursionError) as error:
         raise checks.invalid("workload", str(error), "a JSON object") from None
     body = checks.mapping("workload", spec)
-    checks.known_keys("workload", body, ("name", "about", "arrivals", "lengths", "classes", "variants"))
+    checks.known_keys(
+        "workload", body, ("name", "about", "arrivals", "lengths", "classes", "variants")
+    )
     name = checks.text("workload: name", body.get("name"))
     traced = "lengths" in body
     if traced:
         wanted = parse_trace_name(checks.mapping("workload: lengths", body["lengths"]))
         if trace is None:
-            raise checks.invalid(f"workload {name}", "no trace", f"--dataset-path {wanted}, a CSV "
-                                 "with the columns num_prefill_tokens and num_decode_tokens")
+            raise checks.invalid(
+                f"workload {name}",
+                "no trace",
+                f"--dataset-path {wanted}, a CSV "
+                "with the columns num_prefill_tokens and num_decode_tokens",
+            )
     classes = body.get("classes")
     if not isinstance(classes, list) or not classes:
         raise checks.invalid("workload: classes", classes, "a list of at least one class")
@@ -193,7 +242,9 @@ def load_workload(name_or_path: str, trace: Trace | None = None) -> Workload:
         file = resources.files("slicellm.bench") / "workloads" / f"{name_or_path}.json"
         return parse_workload(file.read_text(encoding="utf-8"), trace)
     if not Path(name_or_path).is_file():
-        raise checks.invalid("--workload", name_or_path, f"{', '.join(BUILT_IN)} or a workload file")
+        raise checks.invalid(
+            "--workload", name_or_path, f"{', '.join(BUILT_IN)} or a workload file"
+        )
     return parse_workload(read_text(name_or_path, "--workload"), trace)
 
 
