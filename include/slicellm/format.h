@@ -68,7 +68,8 @@ class ModelFile {
 // checkpoints are refused with the way to convert them.
 std::shared_ptr<const ModelFile> open_model_file(const std::string& path);
 
-// progress(done_bytes, total_bytes); called from the calling thread only.
+// progress(done, total), in units of the callee: bytes read where a model is loaded or exported,
+// weights written where a file is. Called from the calling thread only.
 using Progress = std::function<void(uint64_t, uint64_t)>;
 
 // What a writer stores, in file order. Weights are produced one at a time so that a whole model is
@@ -78,15 +79,38 @@ struct ModelWriteRequest {
   Vocab vocab;
   std::vector<std::string> names;
   std::function<Weight(const std::string& name)> weight;  // already in its final dtype
+  uint64_t shard_bytes = uint64_t{4} << 30;  // directories: a new file begins beyond this much data
 };
 
-// Writes a version 2 .flm that fastllm loads. Throws Error(io | unsupported).
+// Both writers write to temporary names beside the target and rename at the end: an error leaves
+// nothing behind and an older file untouched.
+
+// Writes a version 2 .flm that fastllm loads. The keys that say what the vocabulary section holds
+// are set from `vocab`; adapters ("peft_size") are dropped. Throws Error(io | unsupported).
 void write_flm(const std::string& path, const ModelWriteRequest& request, const Progress& progress);
 
 // Writes model.safetensors (and an index when there are several shards) with fastllm's "fastllm"
-// dtype for quantised tensors; config and tokenizer files are copied by the caller.
+// dtype for quantised tensors, making the directory if need be; config and tokenizer files are
+// copied by the caller. Throws Error(io | unsupported).
 void write_export_dir(const std::string& dir, const ModelWriteRequest& request,
                       const Progress& progress);
+
+struct ExportRequest {
+  std::string path;                // any readable model file or directory
+  std::string output;              // ends in ".flm": a file, otherwise a directory
+  std::optional<DTypeSpec> dtype;  // of linear layers; none keeps what the file has
+  Config extra_config;             // added to a .flm's configuration, over the model's own
+  Vocab vocab;                     // for a .flm
+  int threads = 1;
+};
+
+// Converts a model: linear layers to `dtype`, norms and biases to float32, embeddings stay as they
+// are; tensors that already have their type are copied bit for bit. A .flm gets the weight names
+// that fastllm loads for the family (Qwen2: merged q/k/v and gate/up rows; a tied head written out)
+// and Python's True/False/None in its configuration; a directory gets the checkpoint's names and
+// weights only (configuration and tokenizer files are the caller's). `progress` counts bytes read.
+// Throws Error(io | format | unsupported).
+void export_model(const ExportRequest& request, const Progress& progress);
 
 // Overflow-checked product and sum for every size read from outside; throws Error(format).
 uint64_t checked_mul(uint64_t a, uint64_t b, std::string_view field);

@@ -38,7 +38,7 @@ class Weight:
     @property
     def minimum(self) -> npt.NDArray[np.float32]: ...
     def decode(self) -> npt.NDArray[np.float32]: ...
-    def convert(self, dtype: str) -> Weight: ...  # "int4g32", "float16", ...
+    def convert(self, dtype: str, threads: int = 1) -> Weight: ...  # "int4g32", "float16", ...
 
 class ModelFile:
     kind: str  # "flm", "export_dir", "hf_dir"
@@ -68,14 +68,16 @@ def write_export_dir(
     names: Sequence[str],
     weight: Callable[[str], Weight],
     progress: Callable[[int, int], None] | None = None,
+    shard_bytes: int = 4 << 30,
 ) -> None: ...
 
-# Converts a model file or directory: quantises linear layers to `dtype`, in parallel, with fastllm's
-# names for the family when the output is a .flm. Copies tokenizer and config files for directories.
+# Converts a model file or directory: linear layers to `dtype` (None keeps their types), in parallel,
+# with fastllm's names for the family when the output ends in ".flm". Directories get weights only;
+# slicellm.convert.export adds configuration and tokenizer files.
 def export_model(
     path: str,
     output: str,
-    dtype: str,
+    dtype: str | None,
     extra_config: dict[str, str],
     tokens: Sequence[tuple[bytes, int, float]],
     has_scores: bool,

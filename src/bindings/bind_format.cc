@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <optional>
+#include <thread>
+#include <tuple>
 
 #include "bindings/bindings.h"
 #include "slicellm/error.h"
@@ -111,11 +114,81 @@ void bind_model_file(py::module_& m) {
       py::arg("path"), "Opens a .flm file, an `ftllm export` directory or a Hugging Face one.");
 }
 
+Vocab make_vocab(const std::vector<std::tuple<py::bytes, int32_t, float>>& tokens, bool has_scores,
+                 const std::vector<std::string>& special_tokens) {
+  Vocab vocab;
+  for (const auto& [bytes, id, score] : tokens) {
+    vocab.tokens.push_back({std::string(bytes), id, score});
+  }
+  vocab.has_scores = has_scores;
+  vocab.special_tokens = special_tokens;
+  return vocab;
+}
+
+void bind_writers(py::module_& m) {
+  using Tokens = std::vector<std::tuple<py::bytes, int32_t, float>>;
+  using Values = std::map<std::string, std::string>;
+  using GetWeight = std::function<Weight(const std::string&)>;
+  m.def(
+      "write_flm",
+      [](const std::string& path, const Values& config, const Tokens& tokens, bool has_scores,
+         const std::vector<std::string>& special_tokens, const std::vector<std::string>& names,
+         const GetWeight& weight, const Progress& progress) {
+        ModelWriteRequest request;
+        request.config.values = config;
+        request.vocab = make_vocab(tokens, has_scores, special_tokens);
+        request.names = names;
+        request.weight = weight;
+        py::gil_scoped_release release;
+        write_flm(path, request, progress);
+      },
+      py::arg("path"), py::arg("config"), py::arg("tokens"), py::arg("has_scores"),
+      py::arg("special_tokens"), py::arg("names"), py::arg("weight"),
+      py::arg("progress") = py::none(),
+      "Writes a version 2 .flm; `weight` makes one tensor at a time, `progress` counts them.");
+  m.def(
+      "write_export_dir",
+      [](const std::string& path, const std::vector<std::string>& names, const GetWeight& weight,
+         const Progress& progress, uint64_t shard_bytes) {
+        ModelWriteRequest request;
+        request.names = names;
+        request.weight = weight;
+        request.shard_bytes = shard_bytes;
+        py::gil_scoped_release release;
+        write_export_dir(path, request, progress);
+      },
+      py::arg("path"), py::arg("names"), py::arg("weight"), py::arg("progress") = py::none(),
+      py::arg("shard_bytes") = ModelWriteRequest().shard_bytes,
+      "Writes the weights of a directory: safetensors, with fastllm's dtype for quantised ones.");
+  m.def(
+      "export_model",
+      [](const std::string& path, const std::string& output,
+         const std::optional<std::string>& dtype, const Values& extra_config, const Tokens& tokens,
+         bool has_scores, const std::vector<std::string>& special_tokens, int threads,
+         const Progress& progress) {
+        ExportRequest request;
+        request.path = path;
+        request.output = output;
+        if (dtype) request.dtype = parse_dtype(*dtype);
+        request.extra_config.values = extra_config;
+        request.vocab = make_vocab(tokens, has_scores, special_tokens);
+        const int cores = static_cast<int>(std::thread::hardware_concurrency());
+        request.threads = threads > 0 ? threads : std::max(cores, 1);
+        py::gil_scoped_release release;
+        export_model(request, progress);
+      },
+      py::arg("path"), py::arg("output"), py::arg("dtype"), py::arg("extra_config"),
+      py::arg("tokens"), py::arg("has_scores"), py::arg("special_tokens"), py::arg("threads") = 0,
+      py::arg("progress") = py::none(),
+      "Converts a model file or directory; see slicellm.convert.export, which calls it.");
+}
+
 }  // namespace
 
 void bind_format(py::module_& m) {
   bind_weight(m);
   bind_model_file(m);
+  bind_writers(m);
   m.def(
       "parse_dtype",
       [](const std::string& text) {

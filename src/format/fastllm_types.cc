@@ -10,6 +10,9 @@
 namespace slicellm {
 namespace {
 
+constexpr float kTinyScale = 0x1p-100f;  // 15 of it is nothing beside any weight
+constexpr float kGridTolerance = 4e-7f;  // a few roundings of float32, relative to the range
+
 Error unknown_type(int32_t code, const std::string& name) {
   // Types that fastllm defines; anything else is a damaged file.
   const bool foreign = code == 2 || code == 5 || code == 6 || (code >= 10 && code <= 14) ||
@@ -49,6 +52,36 @@ void read_grid_layout(ByteReader& reader, int32_t code, const std::vector<int64_
       checked_mul(static_cast<uint64_t>(shape[0]), static_cast<uint64_t>(groups), name + " scales");
   payload.pairs =
       reader.take(checked_mul(pairs, 2 * sizeof(float), name + " scales"), name + " scales");
+}
+
+// The range from which derive_grid makes grid `i` of the weight.
+std::pair<float, float> range_of_grid(const Weight& w, size_t i) {
+  const int bits = dtype_bits(w.dtype);
+  const float levels = static_cast<float>((1 << bits) - 1);
+  const float scale = w.scale[i], minimum = w.minimum[i];
+  // All codes mean zero. A range of zero would make fastllm divide by it.
+  if (scale == 0 && minimum == 0) return {0.0f, levels * kTinyScale};
+
+  // The reader divides the width of the range by `levels`; the width that gives this very scale
+  // may be a neighbour of the rounded product. The low end only has to round to the same code.
+  const float width = levels * scale;
+  const float infinity = std::numeric_limits<float>::infinity();
+  std::pair<float, float> nearest;
+  float least = infinity;
+  for (const float candidate :
+       {width, std::nextafter(width, 0.0f), std::nextafter(width, infinity)}) {
+    const float high = std::max(minimum + candidate, 0.0f);
+    const float low = high - candidate;
+    const Grid grid = derive_grid(low, high, bits);
+    const float off = std::fabs(grid.scale - scale) + std::fabs(grid.minimum - minimum);
+    if (off < least) least = off, nearest = {low, high};
+  }
+  if (!(least <= kGridTolerance * levels * scale)) {
+    throw Error(ErrorKind::unsupported, w.name + " scales",
+                "minimum " + std::to_string(minimum) + " with scale " + std::to_string(scale),
+                "a minimum that is minus a code times the scale");
+  }
+  return nearest;
 }
 
 }  // namespace
@@ -113,6 +146,45 @@ Grid derive_grid(float min, float max, int bits) {
   if (!(scale > 0)) return {0, 0};  // a row of zeros: the division below would give NaN
   const float zero = std::clamp(std::round(0.0f - min / scale), 0.0f, levels);
   return {scale, 0.0f - scale * zero};
+}
+
+int32_t fastllm_type(const Weight& w) {
+  switch (w.dtype) {
+    case DType::float32:
+      return kFastllmFloat32;
+    case DType::float16:
+      return kFastllmFloat16;
+    case DType::bfloat16:
+      return kFastllmBfloat16;
+    case DType::int8:
+      return kFastllmInt8;
+    case DType::int4:
+      break;
+  }
+  return w.group_size == w.cols() ? kFastllmInt4NoZero : kFastllmInt4Group;
+}
+
+std::string payload_header(const Weight& w, bool blob) {
+  std::string out;
+  auto put = [&out](auto value) { out.append(reinterpret_cast<const char*>(&value), 4); };
+  if (!is_quantized(w.dtype)) return out;
+  put(int32_t{0});  // axis
+  if (fastllm_type(w) == kFastllmInt4Group) {
+    put(static_cast<int32_t>(w.groups()));
+    put(static_cast<int32_t>(w.group_size));
+  }
+  out.reserve(out.size() + w.scale.size() * 8);
+  for (size_t i = 0; i < w.scale.size(); ++i) {
+    if (blob && w.dtype == DType::int4) {
+      put(w.minimum[i]);
+      put(w.scale[i]);
+    } else {
+      const auto [low, high] = range_of_grid(w, i);
+      put(low);
+      put(high);
+    }
+  }
+  return out;
 }
 
 Weight make_weight(const std::string& name, const std::vector<int64_t>& shape,

@@ -55,6 +55,14 @@ struct Grid {
 };
 Grid derive_grid(float min, float max, int bits);
 
+// fastllm's code for a tensor of this type.
+int32_t fastllm_type(const Weight& w);
+
+// What follows a type code up to the data: axis, groups and pairs of int types; empty for floats.
+// With GridPair::min_max the range is chosen so that derive_grid gives the weight's own grid again.
+// Throws Error(unsupported) for a grid that no range gives (zero outside it or between two codes).
+std::string payload_header(const Weight& w, bool blob);
+
 // Builds the view; decodes the grids. Throws Error(format) for grids that are not finite.
 Weight make_weight(const std::string& name, const std::vector<int64_t>& shape,
                    const TensorPayload& payload, std::shared_ptr<const void> owner);
