@@ -12,7 +12,9 @@ struct Entry {
 };
 
 constexpr Entry kEntries[] = {
+    {slice_info, make_slice},
     {orca_info, make_orca},
+    {fastserve_info, make_fastserve},
 };
 
 }  // namespace

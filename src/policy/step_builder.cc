@@ -20,10 +20,12 @@ int32_t StepBuilder::growth(int32_t slot, int32_t tokens) const {
 
 int32_t StepBuilder::prefill_room(int32_t slot) const {
   const TaskView& task = view_.tasks[slot];
-  const int32_t room = std::min(tokens_left_, prompt_left_);
+  const bool first = plan_.prefill.empty();
+  const bool whole = first && !task.prefill_divisible;  // may exceed what prompts get in a step
+  const int32_t room = whole ? tokens_left_ : std::min(tokens_left_, prompt_left_);
   if (rows_left_ <= 0 || room <= 0) return 0;
   if (task.pending() <= room) return task.pending();
-  return task.prefill_divisible && plan_.prefill.empty() ? room : 0;
+  return first && task.prefill_divisible ? room : 0;
 }
 
 bool StepBuilder::decode(int32_t slot) {

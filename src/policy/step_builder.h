@@ -25,9 +25,8 @@ class StepBuilder {
 
   // Device blocks to allocate before `slot` can append `tokens` tokens to its KV.
   int32_t growth(int32_t slot, int32_t tokens) const;
-  // Tokens of prefill that fit now: all that are pending; or, when even a step's whole room for
-  // prompts beside the rows chosen so far is too small for them and they may be cut, what fits;
-  // or 0: not in this step. Says nothing about blocks.
+  // Tokens of prefill that fit now, whatever the blocks: all that are pending; or what is left of
+  // the step, when the step has no other prefill and the task's may be cut; or 0: not in this step.
   int32_t prefill_room(int32_t slot) const;
 
   // Each returns false and changes nothing when there is no row, token or block left for it.
