@@ -151,10 +151,12 @@ void FastServe::on(const TaskEvent& event, const View& view) {
     return;
   }
   const double tokens = task.prompt_len;
-  const double prefill =
-      view.latency
-          ->predict({.tokens = task.prompt_len, .rows = 1, .chunk_work = tokens * tokens / 2})
-          .median;
+  const double prefill = view.latency
+                             ->predict({.tokens = task.prompt_len,
+                                        .rows = 1,
+                                        .chunk_work = tokens * tokens / 2,
+                                        .prefill_tokens = task.prompt_len})
+                             .median;
   int32_t level = 0;
   while (level < kLevels - 1 && quantum(level) < prefill) ++level;
   push_back(slot, level);
