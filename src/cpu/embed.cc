@@ -1,4 +1,5 @@
 #include <string>
+#include <utility>
 
 #include "cpu/ops_cpu.h"
 #include "slicellm/error.h"
@@ -6,12 +7,14 @@
 namespace slicellm::cpu {
 namespace {
 
-class CpuEmbedding : public EmbeddingTable {
+// Rows stay in the model file's mapping and are decoded when they are looked up.
+class CpuEmbedding final : public EmbeddingTable {
  public:
-  explicit CpuEmbedding(const Weight& table) : table_(table) {}
+  explicit CpuEmbedding(Weight table) : table_(std::move(table)) {}
+
   int64_t rows() const override { return table_.rows(); }
   int64_t cols() const override { return table_.cols(); }
-  const Weight& table() const { return table_; }
+  void row(int32_t id, float* out) const { decode(table_, id * cols(), cols(), out); }
 
  private:
   Weight table_;
@@ -23,16 +26,22 @@ std::unique_ptr<EmbeddingTable> make_embedding(const Weight& table) {
   return std::make_unique<CpuEmbedding>(table);
 }
 
-void embed_rows(ThreadPool&, std::span<const int32_t> tokens, const EmbeddingTable& table,
+void embed_rows(ThreadPool& pool, std::span<const int32_t> tokens, const EmbeddingTable& table,
                 float* x) {
-  const Weight& weight = static_cast<const CpuEmbedding&>(table).table();
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    if (tokens[i] < 0 || tokens[i] >= table.rows()) {
-      throw Error(ErrorKind::invalid_argument, "token", std::to_string(tokens[i]),
-                  "an id below " + std::to_string(table.rows()));
+  const auto& embedding = dynamic_cast<const CpuEmbedding&>(table);
+  for (const int32_t id : tokens) {
+    if (id < 0 || id >= table.rows()) {
+      throw Error(ErrorKind::invalid_argument, "token", std::to_string(id),
+                  "an id from 0 to " + std::to_string(table.rows() - 1));
     }
-    decode(weight, tokens[i] * table.cols(), table.cols(), x + i * table.cols());
   }
+  constexpr int64_t kGrain = 16;  // rows worth a thread
+  pool.parallel_for(static_cast<int64_t>(tokens.size()), kGrain,
+                    [&](int64_t begin, int64_t end, int /*thread*/) {
+                      for (int64_t i = begin; i < end; ++i) {
+                        embedding.row(tokens[i], x + i * table.cols());
+                      }
+                    });
 }
 
 }  // namespace slicellm::cpu

@@ -8,22 +8,36 @@
 
 namespace slicellm::cpu {
 
-// KV blocks in host memory: [block][layer][k, v][slot][kv_head][dim].
-class CpuKvStorage : public KvStorage {
+// KV blocks in host memory. A block is [layer][kv head][K, V]; K of a block is transposed,
+// [head_dim][block_tokens], so that one vector load brings one dimension of several tokens; V is
+// [block_tokens][head_dim].
+class CpuKvStorage final : public KvStorage {
  public:
+  // Vectors that start at a wanted element may read this many bytes past it, also at the very end.
+  static constexpr size_t kReadAhead = 64;
+
+  // Throws Error(invalid_argument) for a bad layout or count, Error(resource) without memory.
   CpuKvStorage(const KvLayout& layout, int32_t blocks);
+
   const KvLayout& layout() const override { return layout_; }
-  int32_t num_blocks() const override { return blocks_; }
+  int32_t num_blocks() const override { return num_blocks_; }
   void copy_to_host(int32_t block, void* host) const override;
   void copy_from_host(int32_t block, const void* host) override;
 
-  // Bytes of head_dim elements of one K (kv = 0) or V (kv = 1) head.
-  std::byte* row(int32_t block, int32_t layer, int kv, int32_t slot, int32_t head) const;
+  std::byte* keys(int32_t block, int32_t layer, int32_t head) const {
+    const size_t index = static_cast<size_t>(layer) * layout_.kv_heads + head;
+    return memory_.get() + block * block_bytes_ + index * 2 * matrix_bytes_;
+  }
+  std::byte* values(int32_t block, int32_t layer, int32_t head) const {
+    return keys(block, layer, head) + matrix_bytes_;
+  }
 
  private:
   KvLayout layout_;
-  int32_t blocks_;
-  std::shared_ptr<std::byte> data_;
+  int32_t num_blocks_;
+  size_t matrix_bytes_;  // K or V of one head and layer
+  size_t block_bytes_;
+  std::shared_ptr<std::byte> memory_;
 };
 
 }  // namespace slicellm::cpu
