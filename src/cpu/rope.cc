@@ -29,7 +29,8 @@ void rotate_interleaved(const float* in, int32_t pairs, const float* cos, const 
 
 RopePosition rope_position(RopeStyle style, int32_t index, int32_t prompt_len) {
   if (style != RopeStyle::glm_2d || index < prompt_len - 1) return {index, 0};
-  return {std::max(prompt_len - 2, 0), index - prompt_len + 2};
+  const int32_t mask = std::max(prompt_len - 2, 0);
+  return {mask, index - mask};
 }
 
 void rotate_head(const float* in, int32_t head_dim, const RopeTable& table, RopePosition where,

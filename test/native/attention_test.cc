@@ -262,8 +262,8 @@ std::vector<Shape> shapes() {
 }
 
 void check_reference(const Shape& shape, const std::string& isa, Random& random) {
-  for (const int32_t n : {1, 19, 300}) {
-    const int32_t prompt_len = std::max(1, n - 7);
+  for (const int32_t n : {2, 19, 270}) {
+    const int32_t prompt_len = std::max(2, n - 7);
     const std::vector<Task> tasks = {make_task(shape, n, prompt_len, random)};
     Runner runner(shape, tasks, 2, isa, random);
     runner.step({{0, prompt_len}});
@@ -297,8 +297,8 @@ void check_schedules(const Shape& shape, const std::string& isa, Random& random)
     return std::uniform_int_distribution<int32_t>(low, high)(random);
   };
   std::vector<Task> tasks;
-  for (const int32_t n : {pick(1, 40), pick(250, 290), pick(500, 800)}) {
-    tasks.push_back(make_task(shape, n, pick(std::max(1, n - 30), n), random));
+  for (const int32_t n : {pick(2, 40), pick(250, 290), pick(500, 600)}) {
+    tasks.push_back(make_task(shape, n, pick(std::max(2, n - 30), n), random));
   }
   std::vector<std::vector<float>> alone;
   for (const Task& task : tasks) alone.push_back(run_alone(shape, task, isa, random));
