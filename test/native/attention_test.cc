@@ -277,8 +277,8 @@ void check_reference(const Shape& shape, const std::string& isa, Random& random)
     // Values are of size 1 to 6. A rounding of K or V to the neighbouring half, which the reference
     // may do differently at a tie, moves a weight by 1e-3 of itself.
     const double bound = shape.kv_dtype == DType::float16 ? 2e-3 : 2e-5;
-    CHECK_CASE(worst < bound, shape.text() + ", " + isa + ", " + std::to_string(n) +
-                                  " tokens: error " + std::to_string(worst));
+    CHECK_MESSAGE(worst < bound, shape.text() + ", " + isa + ", " + std::to_string(n) +
+                                     " tokens: error " + std::to_string(worst));
   }
 }
 
@@ -323,9 +323,9 @@ void check_schedules(const Shape& shape, const std::string& isa, Random& random)
     }
     for (size_t t = 0; t < tasks.size(); ++t) {
       const auto& got = runner.result(t);
-      CHECK_CASE(std::memcmp(got.data(), alone[t].data(), got.size() * sizeof(float)) == 0,
-                 shape.text() + ", " + isa + ", " + std::to_string(threads) + " threads, task " +
-                     std::to_string(t));
+      CHECK_MESSAGE(std::memcmp(got.data(), alone[t].data(), got.size() * sizeof(float)) == 0,
+                    shape.text() + ", " + isa + ", " + std::to_string(threads) + " threads, task " +
+                        std::to_string(t));
     }
   }
 }
@@ -340,7 +340,7 @@ void check_context_split(const std::string& isa, Random& random) {
     runner.step({{0, 3000}});
     runner.step({{0, 1}});
     if (threads == 1) first = runner.result(0);
-    CHECK_CASE(runner.result(0) == first, isa + ", " + std::to_string(threads) + " threads");
+    CHECK_MESSAGE(runner.result(0) == first, isa + ", " + std::to_string(threads) + " threads");
   }
 }
 
@@ -355,7 +355,7 @@ void check_extremes(const std::string& isa, Random& random) {
     runner.step({{0, 40}});
     bool finite = true;
     for (const float x : runner.result(0)) finite = finite && std::isfinite(x);
-    CHECK_CASE(finite, isa + ", " + to_string(dtype));
+    CHECK_MESSAGE(finite, isa + ", " + to_string(dtype));
   }
 }
 
@@ -367,17 +367,19 @@ void check_storage() {
     change(layout);
     return layout;
   };
-  const auto bad = ErrorKind::invalid_argument;
-  CHECK_THROWS(device->allocate_kv(good, -1), bad);
-  CHECK_THROWS(device->allocate_kv(with([](auto& l) { l.layers = 0; }), 1), bad);
-  CHECK_THROWS(device->allocate_kv(with([](auto& l) { l.kv_heads = -2; }), 1), bad);
-  CHECK_THROWS(device->allocate_kv(with([](auto& l) { l.head_dim = 1 << 20; }), 1), bad);
-  CHECK_THROWS(device->allocate_kv(with([](auto& l) { l.block_tokens = 24; }), 1), bad);
-  CHECK_THROWS(device->allocate_kv(with([](auto& l) { l.dtype = DType::int8; }), 1), bad);
-  CHECK_THROWS(device->allocate_kv(
-                   with([](auto& l) { l.layers = l.kv_heads = (1 << 20) - 1, l.head_dim = 4096; }),
-                   2147483647),
-               ErrorKind::resource);
+  const auto refuses = [&](const char* field, const KvLayout& layout, int32_t blocks) {
+    return test::throws(ErrorKind::invalid_argument, field,
+                        [&] { device->allocate_kv(layout, blocks); });
+  };
+  CHECK(refuses("blocks", good, -1));
+  CHECK(refuses("layers", with([](auto& l) { l.layers = 0; }), 1));
+  CHECK(refuses("kv_heads", with([](auto& l) { l.kv_heads = -2; }), 1));
+  CHECK(refuses("head_dim", with([](auto& l) { l.head_dim = 1 << 20; }), 1));
+  CHECK(refuses("block_tokens", with([](auto& l) { l.block_tokens = 24; }), 1));
+  CHECK(refuses("kv_cache_dtype", with([](auto& l) { l.dtype = DType::int8; }), 1));
+  const KvLayout huge = with([](auto& l) { l.layers = l.kv_heads = (1 << 20) - 1; });
+  CHECK(
+      test::throws(ErrorKind::resource, "blocks", [&] { device->allocate_kv(huge, 2147483647); }));
 
   const auto kv = device->allocate_kv(good, 3);
   CHECK(kv->num_blocks() == 3);
@@ -405,5 +407,5 @@ int main() {
     check_context_split(isa, random);
     check_extremes(isa, random);
   }
-  return test::test_result();
+  return test::check_result();
 }

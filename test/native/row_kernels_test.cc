@@ -56,15 +56,15 @@ void check_norms(Isa isa, Random& random) {
       cpu::row_kernels(isa).norm(in_place.data(), width, norm, in_place.data());
       const std::string what = std::string(to_string(isa)) + ", width " + std::to_string(width);
       // Where the bias nearly cancels the rest, errors are relative to what was added: 1e-3 above.
-      CHECK_CASE(worst_error(out, expected) < 1e-3, what);
-      CHECK_CASE(out == in_place, what);
+      CHECK_MESSAGE(worst_error(out, expected) < 1e-3, what);
+      CHECK_MESSAGE(out == in_place, what);
       std::vector<double> sizes(expected);
       double difference = 0, size = 0;
       for (int64_t i = 0; i < width; ++i) {
         difference += std::pow(out[i] - expected[i], 2);
         size += expected[i] * expected[i];
       }
-      CHECK_CASE(std::sqrt(difference / size) < 5e-7, what);
+      CHECK_MESSAGE(std::sqrt(difference / size) < 5e-7, what);
     }
   }
 }
@@ -84,19 +84,19 @@ void check_activation(const std::string& what, const Apply& apply,
   for (size_t i = 0; i < x.size(); ++i) {
     // A tiny result of a large negative x may lose digits: e^x passes on the rounding of its x.
     const double error = std::abs(out[i] - expected[i]);
-    CHECK_CASE(error <= 1e-6 * std::abs(expected[i]) + 3e-10,
-               what + " at " + std::to_string(x[i]) + ": " + std::to_string(out[i]));
+    CHECK_MESSAGE(error <= 1e-6 * std::abs(expected[i]) + 3e-10,
+                  what + " at " + std::to_string(x[i]) + ": " + std::to_string(out[i]));
   }
   // An element does not depend on its place or on the row's length; the output may be the input.
   for (const int64_t begin : {0, 1, 5, 190, 995}) {
     std::vector<float> part(x.begin() + begin, x.end());
     apply(part.data(), up.data() + begin, static_cast<int64_t>(part.size()), part.data());
-    CHECK_CASE(std::memcmp(part.data(), out.data() + begin, part.size() * sizeof(float)) == 0,
-               what);
+    CHECK_MESSAGE(std::memcmp(part.data(), out.data() + begin, part.size() * sizeof(float)) == 0,
+                  what);
   }
   x[0] = NAN;
   apply(x.data(), up.data(), 1, out.data());
-  CHECK_CASE(std::isnan(out[0]), what);
+  CHECK_MESSAGE(std::isnan(out[0]), what);
 }
 
 void check_activations(Isa isa, Random& random) {
@@ -148,11 +148,11 @@ void check_embedding(Random& random) {
       const double error = std::abs(out[i] - values[ids[i / kCols] * kCols + i % kCols]);
       worst = error <= worst ? worst : error;
     }
-    CHECK_CASE(worst <= step, std::string(dtype) + ": error " + std::to_string(worst));
+    CHECK_MESSAGE(worst <= step, std::string(dtype) + ": error " + std::to_string(worst));
     for (const int32_t bad : {-1, 37, 2147483647}) {
       const std::vector<int32_t> tokens = {0, bad};
-      CHECK_THROWS(cpu::embed_rows(pool, tokens, *embedding, out.data()),
-                   ErrorKind::invalid_argument);
+      CHECK(test::throws(ErrorKind::invalid_argument, "token",
+                         [&] { cpu::embed_rows(pool, tokens, *embedding, out.data()); }));
     }
   }
 }
@@ -169,5 +169,5 @@ int main() {
     check_activations(isa, random);
   }
   check_embedding(random);
-  return test::test_result();
+  return test::check_result();
 }
