@@ -69,7 +69,7 @@ def test_task_metrics() -> None:
     np.testing.assert_allclose(tasks.tpot, [0.5, 1 / 3, 0.25, nan, nan, nan, nan], rtol=1e-15)
     np.testing.assert_array_equal(tasks.e2el, [1.5, 1.5, 1.25, 0.25, nan, 0.5, nan])
     np.testing.assert_array_equal(tasks.max_itl, [0.5, 0.5, 0.625, nan, nan, nan, nan])
-    # Gaps of task 1: .25 .25 .5, of task 2: .0625 .0625 .625; p99 is 98 % of the way from 2nd to 3rd.
+    # Gaps of task 1: .25 .25 .5, of task 2: .0625 .0625 .625; p99 lies 98 % from 2nd to 3rd.
     np.testing.assert_allclose(
         tasks.p99_itl, [0.5, 0.25 + 0.98 * 0.25, 0.0625 + 0.98 * 0.5625, nan, nan, nan, nan]
     )

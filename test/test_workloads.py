@@ -405,9 +405,11 @@ class HandLatency:
         context: float = 0.0,
         chunk_work: float = 0.0,
         swap_bytes: float = 0.0,
+        prefill_tokens: int = 0,
     ) -> tuple[float, float]:
-        assert rows == 1 and context == 0 and swap_bytes == 0
-        return 5.0 + tokens + 0.0 * chunk_work, 99.0
+        assert rows == 1 and context == 0 and swap_bytes == 0 and prefill_tokens == tokens
+        assert chunk_work == tokens**2 / 2
+        return 5.0 + tokens, 99.0
 
 
 def test_saturation_by_hand() -> None:

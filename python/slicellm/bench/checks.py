@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slicellm._core import InvalidArgument
+from slicellm.errors import InvalidArgument, make_error, show
 
 # Token counts and task counts stay far below 2^31, which the core uses for them.
 MAX_TOKENS = 1 << 24
@@ -15,12 +15,7 @@ MAX_TASKS = 1_000_000
 
 def invalid(field: str, value: object, expected: str) -> InvalidArgument:
     """The error to raise: `<field>: got <value>, expected <expected>`."""
-    text = repr(value) if isinstance(value, str) else str(value)
-    if len(text) > 80:
-        text = text[:77] + "..."
-    error = InvalidArgument(f"{field}: got {text}, expected {expected}")
-    error.field, error.value, error.expected = field, text, expected
-    return error
+    return make_error(InvalidArgument, field, show(value), expected)
 
 
 def number(field: str, value: object, low: float, high: float, *, above: bool = False) -> float:

@@ -32,7 +32,14 @@ EVENTS = (
 )
 REASONS = ("stop", "length", "cancelled", "deadline", "rejected", "error")
 NORMAL = ("stop", "length")  # a task that ended in one of these ways finished normally
-_VALUE_KEY = {"prefill": "tokens", "token": "id", "finish": "reason"}
+_VALUE_KEY = {
+    "prefill": "tokens",
+    "token": "id",
+    "preempt": "tokens",
+    "swap_out": "blocks",
+    "swap_in": "blocks",
+    "finish": "reason",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class Declared:
 
 @dataclass(frozen=True)
 class Event:
-    """Anything after the arrival. `value`: tokens of a prefill chunk, a token's id, a reason."""
+    """Anything after the arrival. `value`: tokens of a prefill chunk or forgotten by a preemption,
+    a token's id, blocks of a swap, the reason of a finish."""
 
     t: float
     task: int

@@ -45,7 +45,7 @@ class Uniform:
     high: int
 
     def sample(self, n: int, rng: np.random.Generator) -> Counts:
-        return rng.integers(self.low, self.high, n, dtype=np.int64, endpoint=True)
+        return np.asarray(rng.integers(self.low, self.high, n, endpoint=True), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class LogNormal:
     def sample(self, n: int, rng: np.random.Generator) -> Counts:
         # Clipped before the exponential: a huge sigma must not overflow.
         exponents = np.minimum(rng.normal(self.mu, self.sigma, n), np.log(float(self.high)) + 1)
-        return np.clip(np.rint(np.exp(exponents)), self.low, self.high).astype(np.int64)
+        counts: Counts = np.clip(np.rint(np.exp(exponents)), self.low, self.high).astype(np.int64)
+        return counts
 
 
 def _pair(field: str, value: object) -> tuple[int, int]:
@@ -150,7 +151,9 @@ def read_trace(path: str | Path) -> Trace:
                 f"{what} {path}: columns", ", ".join(columns), f"{column} among them"
             )
     has_arrivals = ARRIVAL in columns
-    prompts, outputs, arrivals = [], [], []
+    prompts: list[int] = []
+    outputs: list[int] = []
+    arrivals: list[float] = []
     for row in reader:
         where = f"{what} {path}, line {reader.line_num}"
         values = {}

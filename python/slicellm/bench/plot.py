@@ -78,13 +78,16 @@ def _distribution(axes: Axes, runs: Mapping[str, TaskMetrics], key: str, title: 
     tasks for which the value is undefined."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    everything = np.concatenate([getattr(tasks, key) for tasks in runs.values()])
+    everything = everything[everything > 0]
+    wide = len(everything) > 0 and everything.max() > 50 * everything.min()
     for k, (policy, tasks) in enumerate(runs.items()):
         values = np.sort(getattr(tasks, key))
         values = values[values > 0]  # neither undefined nor, on a log axis, zero
         share = 100 * np.arange(1, len(values) + 1) / max(len(tasks.tokens), 1)
         axes.step(values, share, where="post", color=_COLOURS[k % len(_COLOURS)], label=policy)
     axes.set_xscale("log")  # under overload policies differ by orders of magnitude
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelsize=8)
@@ -133,9 +136,10 @@ def draw(
     down = -(-len(shown) // across)
     figure = Figure(figsize=(12.5, 3.6 + 3.2 * down), layout="constrained")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[3.6, 3.2 * down])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[3.6, 3.2 * down])
+    top, bottom = parts
     figure.suptitle(title, fontsize=10)
-    bars, ttft, tpot = top.subplots(1, 3, width_ratios=[1.5, 1, 1])
+    bars, ttft, tpot = top.subplots(1, 3, width_ratios=[1.5, 1, 1]).flat
     _bars(bars, results)
     _distribution(ttft, runs, "ttft", "time to first token")
     _distribution(tpot, runs, "tpot", "time per output token")

@@ -15,14 +15,18 @@ from rich.console import Console
 from rich.table import Table
 
 from slicellm.bench import checks
+from slicellm.bench.eventlog import EventLog
+from slicellm.bench.metrics import task_metrics
 
 Results = Mapping[str, Mapping[str, Any]]  # metrics by policy name
 
 
-def make_console() -> Console:
+def make_console(stderr: bool = False) -> Console:
     """A console that is wide enough for the tables where the width is unknown (pipes, files)."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=140)
+    console = Console(highlight=False, stderr=stderr)
+    if not console.is_terminal:
+        console.width = 140
+    return console
 
 
 # ---- tables -------------------------------------------------------------------------------------
@@ -36,11 +40,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def _at(metrics: Mapping[str, Any], path: str) -> float | None:
-    value: Any = metrics
+def _at(tree: Mapping[str, Any], path: str) -> float | None:
+    value: Any = tree
     for key in path.split("/"):
         value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+    return None if value is None else float(value)
 
 
 Cell = tuple[str, str, Callable[[float | None], str]]  # heading, path, format
@@ -132,6 +136,34 @@ def print_results(
             console.print(f"{policy}: {_number(metrics['goodput_given'])} tasks/s within --goodput")
 
 
+def print_tokens(
+    console: Console, policy: str, log: EventLog, texts: Sequence[str] | None = None
+) -> None:
+    """Each token's time in ms from its task's arrival, with the answer's text."""
+    tasks = task_metrics(log)
+    stops = np.cumsum(tasks.tokens)
+    console.print(f"{policy}: ms from arrival to each token", style="bold")
+    for i, declared in enumerate(log.tasks):
+        times = tasks.token_time[stops[i] - tasks.tokens[i] : stops[i]] - declared.arrival
+        slo = ", ".join(
+            f"{name} {value:g} ms"
+            for name, value in (
+                ("TTFT", declared.slo.ttft_ms),
+                ("TPOT", declared.slo.tpot_ms),
+                ("deadline", declared.slo.deadline_ms),
+            )
+            if value is not None
+        )
+        verdict = "met" if tasks.met[i] else f"missed ({tasks.reason[i]})"
+        console.print(
+            f"task {i}, {declared.class_name}, utility {declared.utility:g}, {slo or 'no target'}, "
+            f"arrived {declared.arrival:.3f} s: {verdict}"
+        )
+        console.print("  " + " ".join(f"{1e3 * t:.0f}" for t in times), markup=False)
+        if texts is not None:
+            console.print("  " + " ".join(texts[i].split()), markup=False, style="dim")
+
+
 # ---- the result file ----------------------------------------------------------------------------
 
 
@@ -188,17 +220,15 @@ def result_object(
 
 def write_result(path: str, result: Mapping[str, Any]) -> None:
     """Writes the result file: strict JSON, without NaN."""
-    open_output(path, "--save-result").write_text(
-        json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(result, indent=1, allow_nan=False)
+    Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def open_output(path: str, flag: str) -> Path:
-    """Checks before a long run that `path` can be written: its folder exists, and it is none."""
+def check_writable(path: str, flag: str) -> None:
+    """Refuses an output file that cannot be written, before a run takes its time."""
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
         raise checks.invalid(flag, path, "a file in a folder that exists and can be written")
-    return target
 
 
 # ---- where and what -----------------------------------------------------------------------------

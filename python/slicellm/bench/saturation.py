@@ -31,6 +31,7 @@ class Latency(Protocol):
         context: float = 0.0,
         chunk_work: float = 0.0,
         swap_bytes: float = 0.0,
+        prefill_tokens: int = 0,
     ) -> tuple[float, float]: ...
 
 
@@ -67,7 +68,10 @@ def offered_work(prompts: Counts, outputs: Counts, latency: Latency, max_rows: i
     per_row = [latency.decode_step_ms(b, mean_context) / b for b in range(1, max_rows + 1)]
     best = int(np.argmin(per_row))
     lengths, counts = np.unique(prompts, return_counts=True)
-    prefill = [latency.predict_ms(int(p), 1, 0.0, float(p) * float(p) / 2.0)[0] for p in lengths]
+    prefill = [
+        latency.predict_ms(int(p), 1, 0.0, float(p) * float(p) / 2.0, 0.0, int(p))[0]
+        for p in lengths
+    ]
     return OfferedWork(
         mean_context=mean_context,
         decode_1_ms=latency.decode_step_ms(1, mean_context),

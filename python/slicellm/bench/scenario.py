@@ -30,9 +30,12 @@ Encode = Callable[[str], Sequence[int]]
 class Source(Protocol):
     """Where tasks come from."""
 
-    name: str
-    default_tasks: int
-    default_slo_scale: float | None  # None = auto
+    @property
+    def name(self) -> str: ...
+    @property
+    def default_tasks(self) -> int: ...
+    @property
+    def default_slo_scale(self) -> float | None: ...  # None = auto
 
     def lengths(self) -> tuple[Counts, Counts]:
         """Prompt and output lengths that stand for the source."""
@@ -170,17 +173,22 @@ class Scenario:
             for i, task in enumerate(tasks)
         ]
 
-    def describe(self) -> str:
-        """What is run, in two lines."""
-        work = self.work
+    def headline(self) -> str:
+        """Tasks, rate and targets in one line."""
         line = f"{self.source.name}: {self.count} tasks"
         if self.in_flight:
             line += f", {self.in_flight} in flight"
         elif self.rate is not None:
-            line += f" at {self.rate:.3g} tasks/s = {self.rate / work.saturation:.2f}x saturation"
-        line += f", targets x {self.slo_scale:.3g}"
+            line += (
+                f" at {self.rate:.3g} tasks/s = {self.rate / self.work.saturation:.2f}x saturation"
+            )
+        return f"{line}, targets x {self.slo_scale:.3g}"
+
+    def describe(self) -> str:
+        """The headline, and what the machine can do."""
+        work = self.work
         return (
-            f"{line}\nsaturation {work.saturation:.3g} tasks/s: a task's prefill takes "
+            f"{self.headline()}\nsaturation {work.saturation:.3g} tasks/s: a task's prefill takes "
             f"{work.prefill_ms:.0f} ms, its decode {work.decode_ms:.0f} ms at best "
             f"({work.best_decode_ms:.2f} ms a token at {work.best_rows} rows; "
             f"l(1) = {work.decode_1_ms:.1f} ms at {work.mean_context:.0f} tokens of context)"

@@ -94,7 +94,9 @@ class Workload:
         that a short run is as mixed as a long one; only their order is random."""
         shares = np.array([c.share for c in self.classes])
         exact = n * shares / shares.sum()
-        counts = np.floor(exact + 1e-9).astype(np.int64)  # 0.15 * 60 may come out just below 9
+        counts: Counts = np.floor(exact + 1e-9).astype(
+            np.int64
+        )  # 0.15 * 60 may come out just below 9
         largest = np.argsort(counts - exact, kind="stable")
         counts[largest[: n - counts.sum()]] += 1
         return counts
