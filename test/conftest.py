@@ -29,3 +29,9 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model as a Hugging Face directory: config, safetensors, tokenizer, chat template."""
     return tiny_models.make_llama_directory(tmp_path_factory.mktemp("tiny") / "tiny_llama")
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def isa(request: pytest.FixtureRequest) -> str:
+    """Every instruction set of the CPU kernels; `reference.loading.load` skips what is missing."""
+    return str(request.param)

@@ -11,14 +11,13 @@ from .layers import Array, Weights, attend, causal, rms_norm, rotate_neighbours,
 
 def logits(
     config: dict[str, Any],
-    tensors: dict[str, Array],
+    w: Weights,
     ids: list[int],
     base_scale: float = 1.0,
     position_scale: float = 1.0,
 ) -> Array:
     """Logits [len(ids), vocab]. The long variants' rope_ratio multiplies the base (ChatGLM3,
     GLM-4) or divides positions (ChatGLM2-6B-32K)."""
-    w = Weights(tensors)
     n, heads = len(ids), config["num_attention_heads"]
     groups, dim = config["multi_query_group_num"], config["kv_channels"]
     eps = config["layernorm_epsilon"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,18 @@ def rotate_neighbours(x: Array, angles: Array) -> Array:
 
 
 class Weights:
-    """Named tensors as float64, with the linear layer's rule."""
+    """Named tensors as float64, with the linear layer's rule.
 
-    def __init__(self, tensors: dict[str, Array]) -> None:
+    `disturb(x, name)` may replace a linear layer's input, to model what an engine does to it.
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, Array],
+        disturb: Callable[[Array, str], Array] | None = None,
+    ) -> None:
         self.tensors = tensors
+        self.disturb = disturb
 
     def __getitem__(self, name: str) -> Array:
         return self.tensors[name].astype(np.float64)
@@ -79,5 +88,7 @@ class Weights:
         return name in self.tensors
 
     def linear(self, x: Array, name: str) -> Array:
+        if self.disturb:
+            x = self.disturb(x, name)
         y = x @ self[name + ".weight"].T
         return y + self[name + ".bias"] if name + ".bias" in self else y

@@ -56,9 +56,8 @@ def angles(config: dict[str, Any], n: int, dim: int) -> tuple[Array, float]:
     raise ValueError(f"rope type {kind}")
 
 
-def logits(config: dict[str, Any], tensors: dict[str, Array], ids: list[int]) -> Array:
-    """Logits [len(ids), vocab] of every token; tensors have Hugging Face's names."""
-    w = Weights(tensors)
+def logits(config: dict[str, Any], w: Weights, ids: list[int]) -> Array:
+    """Logits [len(ids), vocab] of every token."""
     n, heads = len(ids), config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     dim = config.get("head_dim") or config["hidden_size"] // heads
