@@ -1,0 +1,74 @@
+"""Wakes asyncio tasks when their engine task has news: one thread for any number of streams."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from . import _core
+from .errors import StateError
+
+_WAIT_SECONDS = 0.5  # how long a closing engine may wait for the thread
+
+
+class UpdateDispatcher:
+    """Turns the core's `wait_updates` into asyncio events. Thread-safe.
+
+    An event is set when its task has something new, and for good once the engine is closed.
+    """
+
+    def __init__(self, core: _core.Engine) -> None:
+        self._core = core
+        self._lock = threading.Lock()
+        self._waiters: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def register(self, task_id: int) -> asyncio.Event:
+        """An event for a task, set at first: news may have come before it was registered."""
+        event = asyncio.Event()
+        event.set()
+        with self._lock:
+            if not self._closed:
+                self._waiters[task_id] = (asyncio.get_running_loop(), event)
+                if self._thread is None:
+                    name = "slicellm-updates"
+                    self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+                    self._thread.start()
+        return event
+
+    def unregister(self, task_id: int) -> None:
+        with self._lock:
+            self._waiters.pop(task_id, None)
+
+    def close(self) -> None:
+        """Ends the thread; the core engine must be closed already."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._closed:
+            try:
+                news = self._core.wait_updates(_WAIT_SECONDS)
+            except StateError:  # closed
+                break
+            with self._lock:
+                waiters = [self._waiters[i] for i in news if i in self._waiters]
+            for loop, event in waiters:
+                _set(loop, event)
+        with self._lock:
+            waiters = list(self._waiters.values())
+            self._waiters.clear()
+            self._closed = True
+        for loop, event in waiters:
+            _set(loop, event)
+
+
+def _set(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    try:
+        loop.call_soon_threadsafe(event.set)
+    except RuntimeError:  # that loop is closed: nobody waits there any more
+        pass
