@@ -110,6 +110,9 @@ class Model:
     # Logits of every token, computed in chunks of `chunk` tokens (0 = all at once).
     def forward(self, ids: Sequence[int], chunk: int = 0) -> npt.NDArray[np.float32]: ...
 
+# What `Model.spec` would be, without loading weights.
+def model_spec(file: ModelFile) -> dict[str, Any]: ...
+
 # ---- tasks (bind_task.cc) -----------------------------------------------------------------------
 class TaskSpec:
     """A request for the engine; token ids only. All times in milliseconds, as everywhere in Python."""

@@ -32,8 +32,7 @@ const char* to_text(RopeStyle style) {
   return "";
 }
 
-py::dict spec_dict(const Model& model) {
-  const ModelSpec& s = model.spec();
+py::dict spec_dict(const ModelSpec& s) {
   py::dict d;
   d["family"] = s.family;
   d["layers"] = s.layers;
@@ -178,7 +177,9 @@ void bind_model(py::module_& m) {
                   py::arg("progress") = py::none(),
                   "Loads a .flm file, an export directory or a Hugging Face directory. `dtype` is "
                   "for Hugging Face input only. Raises IoError, FormatError, Unsupported.")
-      .def_property_readonly("spec", &spec_dict, "ModelSpec's fields by name.")
+      .def_property_readonly(
+          "spec", [](const Model& model) { return spec_dict(model.spec()); },
+          "ModelSpec's fields by name.")
       .def_property_readonly(
           "file", [](const Model& model) -> const ModelFile& { return model.file(); },
           py::return_value_policy::reference_internal)
@@ -194,6 +195,9 @@ void bind_model(py::module_& m) {
           "a list with the size of each step. `prompt_len`: how many of the ids are the prompt "
           "(0 = all), which ChatGLM-6B needs. For tests and tools; not while an engine runs on "
           "this model. Raises InvalidArgument.");
+  m.def(
+      "model_spec", [](const ModelFile& file) { return spec_dict(make_model_spec(file)); },
+      py::arg("file"), "What `Model.spec` would be, without loading weights.");
 }
 
 }  // namespace slicellm
