@@ -1,4 +1,4 @@
-"""Model files written by fastllm: our logits, and the numpy references', beside the recorded ones."""
+"""Model files written by fastllm: our and the numpy references' logits beside the recorded ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from reference import chatglm1, chatglm2, llama
 from reference.layers import Array, Weights
 from reference.loading import decode_steps, load
+
 from slicellm import _core
 
 FILES = [

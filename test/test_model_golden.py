@@ -48,7 +48,9 @@ def test_numpy_reference_equals_transformers(name: str) -> None:
         tensors = golden.weights
         if golden.config.get("attention_bias"):
             tensors = {k: v for k, v in tensors.items() if not k.endswith("_proj.bias")}
-        assert relative_error(llama.logits(plain, Weights(tensors), golden.ids), golden.logits) > 1e-2
+        assert (
+            relative_error(llama.logits(plain, Weights(tensors), golden.ids), golden.logits) > 1e-2
+        )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -97,7 +99,7 @@ def test_float16_weights_within_1e_3_of_transformers(name: str, isa: str, tmp_pa
 
 @pytest.mark.parametrize("name", ["llama", "mistral_window", "qwen2", "llama_yarn"])
 def test_float16_kv_cache_effect(name: str, tmp_path: Path) -> None:
-    """Measured on these models: a float16 cache moves logits by 2e-4 to 4e-4 of their norm."""
+    """Measured on these models: a float16 cache moves logits by 2.6e-4 to 3.8e-4 of their norm."""
     golden = Golden(name)
     path = tiny.write_directory(tmp_path, golden.config, golden.weights)
     model = load(path, dtype="float32", kv_cache_dtype="float16")

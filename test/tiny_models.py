@@ -71,16 +71,19 @@ def write_flm(
     weights: Mapping[str, Array],
     special_tokens: Iterable[str] = (),
     use_score: bool = True,
+    version: int = 2,
 ) -> Path:
-    """A version 2 .flm with float32 and float16 weights."""
+    """A .flm with float32 and float16 weights; version 0 has no configuration."""
     config, tokens, special = dict(config), list(tokens), list(special_tokens)
     if use_score and tokens:
         config["tokenizer_use_score"] = "1"
     if special:
         config["tokenizer_has_special_tokens"] = "1"
-    out = [struct.pack("<ii", 2, len(config))]
-    for key, value in config.items():
-        out += [flm_string(key), flm_string(value)]
+    out = [struct.pack("<i", version)]
+    if version > 0:
+        out.append(struct.pack("<i", len(config)))
+        for key, value in config.items():
+            out += [flm_string(key), flm_string(value)]
     out.append(struct.pack("<i", len(tokens)))
     for text, token_id, score in tokens:
         out.append(struct.pack(f"<i{len(text)}i", len(text), *text))

@@ -107,8 +107,11 @@ class Model:
     fingerprint: str
     weight_bytes: int
     kv_block_bytes: int
-    # Logits of every token, computed in chunks of `chunk` tokens (0 = all at once).
-    def forward(self, ids: Sequence[int], chunk: int = 0) -> npt.NDArray[np.float32]: ...
+    # Logits of every token, computed in steps of `chunk` tokens (0 = all at once) or in steps of the
+    # listed sizes. `prompt_len`: how many ids are the prompt (0 = all), which ChatGLM-6B needs.
+    def forward(
+        self, ids: Sequence[int], chunk: int | Sequence[int] = 0, prompt_len: int = 0
+    ) -> npt.NDArray[np.float32]: ...
 
 # What `Model.spec` would be, without loading weights.
 def model_spec(file: ModelFile) -> dict[str, Any]: ...

@@ -30,9 +30,7 @@ def positions(n: int, prompt_len: int) -> tuple[Array, Array]:
     return text, answer
 
 
-def logits(
-    config: dict[str, Any], w: Weights, ids: list[int], prompt_len: int
-) -> Array:
+def logits(config: dict[str, Any], w: Weights, ids: list[int], prompt_len: int) -> Array:
     """Logits [len(ids), vocab]; the first prompt_len ids are the prompt with its two last marks."""
     n, heads, layers = len(ids), config["num_attention_heads"], config["num_layers"]
     hidden = config["hidden_size"]
