@@ -9,12 +9,10 @@ from typing import Any
 
 from . import _core
 from .calibration import latency_model
-from .errors import InvalidArgument, StateError, make_error, show
+from .errors import InvalidArgument, make_error, show
 from .model import Model, Prompt
 from .task import Piece, Result, Task, make_result
 from .updates import UpdateDispatcher
-
-_POLL_SECONDS = 0.25  # how long Ctrl-C may wait while the core is waited for
 
 
 class Engine:
@@ -176,13 +174,8 @@ class Engine:
 
     def _wait(self, task: Task, handle: _core.TaskHandle) -> Result:
         try:
-            while True:
-                try:
-                    return make_result(task, handle.wait(_POLL_SECONDS))
-                except StateError:  # not yet; Python gets to see Ctrl-C
-                    if handle.done:
-                        return make_result(task, handle.wait())
-        except BaseException:
+            return make_result(task, handle.wait())
+        except BaseException:  # Ctrl-C
             self.cancel(handle.id)
             raise
 
@@ -206,13 +199,13 @@ class Stream:
 
     def __next__(self) -> Piece:
         while not self._ended:
-            piece = self._take(_POLL_SECONDS)
+            piece = self._take(-1.0)
             if piece is not None:
                 return piece
         raise StopIteration
 
     def _take(self, timeout: float) -> Piece | None:
-        """What is new, or None if nothing came in time."""
+        """What is new, or None if nothing is within `timeout` seconds (-1 = for ever)."""
         part = self._handle.take(timeout)
         self._ended = part["reason"] != "none"
         if not part["text"] and not part["token_ids"]:
