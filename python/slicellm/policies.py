@@ -26,7 +26,8 @@ what is wrong with a plan. `Engine(model, policy=MyPolicy())` serves with it.
 from __future__ import annotations
 
 import json
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from slicellm._core import (
     LatencyModel,
@@ -76,23 +77,23 @@ class SyntheticTable:
     """Tasks with a KV ledger, and a policy that schedules them: an engine without a model.
 
     Time advances by what the latency model predicts for each step. A task ends after
-    `output_len` tokens, which the policy cannot see. `fields` are those of `View`:
-    `total_blocks`, `max_rows`, `max_step_tokens`, ...
+    `output_len` tokens, which the policy cannot see. `view_fields` are those of
+    `View`: `total_blocks`, `max_rows`, `max_step_tokens`, ...
     """
 
-    def __init__(self, policy: str | Policy, latency: LatencyModel, **fields: int) -> None:
+    def __init__(self, policy: str | Policy, latency: LatencyModel, **view_fields: int) -> None:
         self.policy = make_policy(policy) if isinstance(policy, str) else policy
         self.latency = latency
         self.now = 0.0
         self.tasks: list[TaskView] = []  # by slot; id -1: empty
         self.ended: dict[int, str] = {}  # id -> "length", "cancelled", "rejected" or "deadline"
-        self._fields = fields
+        self.view_fields = view_fields
         self._output_len: dict[int, int] = {}  # by id
         self._next_id = 0
 
     def view(self) -> View:
         """The table as the policy sees it now."""
-        return View(self.tasks, self.latency, now=self.now, **self._fields)
+        return View(self.tasks, self.latency, now=self.now, **self.view_fields)
 
     def add(self, output_len: int | None = None, **fields: Any) -> int:
         """A task arrives now, with the fields of `TaskView`; returns its slot."""
@@ -159,7 +160,7 @@ class SyntheticTable:
 
     def blocks_for(self, tokens: int) -> int:
         """KV blocks for `tokens` tokens."""
-        block = self._fields.get("block_tokens", 16)
+        block = self.view_fields.get("block_tokens", 16)
         return (tokens + block - 1) // block
 
     def _move(self, kind: str, slot: int) -> None:

@@ -28,6 +28,15 @@ void require_count(const std::string& field, int64_t value, int64_t low = 0) {
               "an integer from " + std::to_string(low) + " to " + std::to_string(kMaxCount));
 }
 
+const char* to_text(KvState kv) {
+  return kv == KvState::none ? "none" : kv == KvState::device ? "device" : "host";
+}
+const char* to_text(KvActionKind kind) {
+  return kind == KvActionKind::swap_out  ? "swap_out"
+         : kind == KvActionKind::swap_in ? "swap_in"
+                                         : "drop";
+}
+
 // Everything that native policies rely on, for rows that outside code has filled in.
 void validate(const TaskView& t) {
   if (t.id < 0) return;
@@ -52,19 +61,14 @@ void validate(const TaskView& t) {
   require_count(in_task("produced"), t.produced);
   require_count(in_task("cached"), t.cached);
   require_count(in_task("blocks"), t.blocks);
-  require(t.cached < t.prompt_len + t.produced || (t.produced == 0 && t.cached <= t.prompt_len),
-          in_task("cached"), t.cached, "fewer tokens than prompt_len + produced");
-  require((t.kv == KvState::none) == (t.cached == 0 && t.blocks == 0), in_task("kv"),
-          static_cast<double>(t.cached), "kv=\"none\" exactly when nothing is cached");
-}
-
-const char* to_text(KvState kv) {
-  return kv == KvState::none ? "none" : kv == KvState::device ? "device" : "host";
-}
-const char* to_text(KvActionKind kind) {
-  return kind == KvActionKind::swap_out  ? "swap_out"
-         : kind == KvActionKind::swap_in ? "swap_in"
-                                         : "drop";
+  if (t.cached >= t.prompt_len + t.produced) {
+    throw Error(ErrorKind::invalid_argument, in_task("cached"), std::to_string(t.cached),
+                "fewer tokens than prompt_len + produced");
+  }
+  if ((t.kv == KvState::none) != (t.cached == 0 && t.blocks == 0)) {
+    throw Error(ErrorKind::invalid_argument, in_task("kv"), to_text(t.kv),
+                "none exactly when nothing is cached");
+  }
 }
 
 KvState parse_kv(const std::string& text) {
@@ -142,9 +146,10 @@ void bind_task_view(py::module_& m) {
 }
 
 void bind_view(py::module_& m) {
-  py::class_<PyView> c(m, "View",
-                       "What a policy may look at when it plans. A view that an engine lends to a "
-                       "policy is valid during the call only.");
+  py::class_<PyView, std::shared_ptr<PyView>> c(
+      m, "View",
+      "What a policy may look at when it plans. A view that an engine lends to a "
+      "policy is valid during the call only.");
   c.def(py::init([](std::vector<TaskView> tasks, py::object latency, double now,
                     int32_t block_tokens, int32_t total_blocks, std::optional<int32_t> free_blocks,
                     int32_t total_host_blocks, std::optional<int32_t> free_host_blocks,
@@ -159,7 +164,7 @@ void bind_view(py::module_& m) {
           v.block_bytes = block_bytes;
           v.max_rows = max_rows;
           v.max_step_tokens = max_step_tokens;
-          return std::make_unique<PyView>(std::move(tasks), std::move(latency), v);
+          return std::make_shared<PyView>(std::move(tasks), std::move(latency), v);
         }),
         py::arg("tasks"), py::arg("latency"), py::kw_only(), py::arg("now") = 0.0,
         py::arg("block_tokens") = 16, py::arg("total_blocks") = 4096,

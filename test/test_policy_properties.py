@@ -1,0 +1,147 @@
+"""Every policy on random tasks: legal plans, all tasks end, idempotent, replayable."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slicellm.policies import (
+    Policy,
+    StepPlan,
+    SyntheticTable,
+    View,
+    latency_from_table,
+    make_policy,
+)
+
+POLICIES = [
+    "slice",
+    "slice:ratio=0.5,mask_layout=spread",
+    "slice:boost_after_ms=100,age_after_ms=300",
+    "orca:max_batch=4",
+    "fastserve:max_batch=3,starvation_steps=20,starvation_ms=200",
+]
+
+targets = st.one_of(st.none(), st.sampled_from([15.0, 50.0, 100.0, 120.0, 250.0, 3000.0]))
+tasks = st.fixed_dictionaries(
+    {
+        "prompt_len": st.integers(1, 60),
+        "max_tokens": st.integers(1, 40),
+        "output_len": st.integers(1, 40),
+        "utility": st.sampled_from([0.0, 1.0, 10.0, 100.0]),
+        "tpot_ms": targets,
+        "ttft_ms": targets,
+        "deadline_ms": targets,
+        "class_id": st.integers(0, 2),
+    }
+)
+# What happens, in order: tasks arrive together, a live task is cancelled, or some steps run.
+happenings = st.lists(
+    st.one_of(
+        st.lists(tasks, min_size=1, max_size=4),
+        st.integers(0, 7),
+        st.integers(1, 12).map(lambda n: ("steps", n)),
+    ),
+    min_size=1,
+    max_size=12,
+)
+machines = st.fixed_dictionaries(
+    {
+        "total_blocks": st.integers(7, 40),  # 100 tokens, the most a task can have, are 7 blocks
+        "total_host_blocks": st.sampled_from([0, 3, 10, 50]),
+        "max_rows": st.integers(1, 8),
+        "max_step_tokens": st.integers(8, 128),
+    }
+)
+
+
+class Recorder(Policy):
+    """Passes everything on, keeps it, and asks for each plan twice."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.inner = make_policy(text)
+        self.record: list[tuple[str, tuple[Any, ...], StepPlan | None]] = []
+
+    def on(self, kind: str, slot: int, view: View) -> None:
+        self.record.append(("on", (kind, slot, view), None))
+        self.inner.on(kind, slot, view)
+
+    def plan(self, view: View) -> StepPlan:
+        plan = self.inner.plan(view)
+        assert self.inner.plan(view) == plan
+        self.record.append(("plan", (view,), plan))
+        return plan
+
+    def commit(self, plan: StepPlan, duration: float, token_slots: list[int], view: View) -> None:
+        self.record.append(("commit", (plan, duration, token_slots, view), None))
+        self.inner.commit(plan, duration, token_slots, view)
+
+
+def replay(text: str, record: list[tuple[str, tuple[Any, ...], StepPlan | None]]) -> None:
+    """The same events and views give the same plans, though no plan is asked for twice."""
+    policy = make_policy(text)
+    for name, arguments, plan in record:
+        result = getattr(policy, name)(*arguments)
+        assert result == plan
+
+
+def check_ledger(table: SyntheticTable) -> None:
+    """What the table holds fits, counted apart from the native check."""
+    device = sum(t.blocks for t in table.tasks if t.kv == "device")
+    host = sum(t.blocks for t in table.tasks if t.kv == "host")
+    assert device <= table.view_fields["total_blocks"]
+    assert host <= table.view_fields["total_host_blocks"]
+    for task in table.tasks:
+        assert task.blocks == (0 if task.kv == "none" else math.ceil(task.cached / 16))
+
+
+@pytest.mark.parametrize("text", POLICIES)
+@pytest.mark.parametrize("divisible", [True, False])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(happenings=happenings, machine=machines)
+def test_every_task_ends(text: str, divisible: bool, happenings: list, machine: dict) -> None:
+    recorder = Recorder(text)
+    table = SyntheticTable(recorder, latency_from_table([14, 27, 38, 50]), **machine)
+    added = 0
+    for happening in happenings:
+        if isinstance(happening, list):
+            for task in happening:
+                output_len = min(task["output_len"], task["max_tokens"])
+                table.add(**{**task, "output_len": output_len}, prefill_divisible=divisible)
+                added += 1
+        elif isinstance(happening, int):
+            live = [slot for slot, task in enumerate(table.tasks) if task.id >= 0]
+            if live:
+                table.cancel(live[happening % len(live)])
+        else:
+            for _ in range(happening[1]):
+                if any(task.id >= 0 for task in table.tasks):
+                    table.step()
+                    check_ledger(table)
+    table.run(max_steps=5000)
+    assert sorted(table.ended) == list(range(added))
+    refusable = not divisible  # a whole prompt may be longer than a step
+    assert refusable or "rejected" not in table.ended.values()
+    replay(text, recorder.record)
+
+
+@pytest.mark.parametrize("text", ["orca:max_batch=4", POLICIES[-1]])
+def test_nobody_starves_under_a_stream_of_short_tasks(text: str) -> None:
+    """A long task, short of memory too, ends while shorter ones keep arriving."""
+    table = SyntheticTable(
+        text, latency_from_table([14, 27, 38, 50]), total_blocks=24, total_host_blocks=8
+    )
+    table.add(prompt_len=200, max_tokens=100, class_id=1)
+    for _ in range(3000):
+        while sum(task.id >= 0 for task in table.tasks) < 8:
+            table.add(prompt_len=10, max_tokens=12)
+        table.step()
+        check_ledger(table)
+        if 0 in table.ended:
+            break
+    assert table.ended[0] == "length"
