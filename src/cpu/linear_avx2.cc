@@ -31,6 +31,10 @@ struct Avx2 {
   static Int load_codes(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
+  // sum + the first 16-bit half of each pair times that of `factor`.
+  static Int add_pairs(Int sum, Int pairs, int32_t factor) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi32(factor)));
+  }
   static Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
   template <int kShift, int kMask>
   static Int field(Int v) {
@@ -47,22 +51,17 @@ inline __m256i broadcast_word(const int8_t* a) {
   return _mm256_set1_epi32(word);
 }
 
-struct Dot {
-  using Word = __m256i;
-  __m256i sum;
-
-  void start() { sum = _mm256_setzero_si256(); }
-  void start(__m256i zero, int32_t negative_sum) {
-    sum = _mm256_madd_epi16(zero, _mm256_set1_epi32(negative_sum));
-  }
-};
+// Keeps the compiler from turning a chain of integer additions into a tree, which would need more
+// registers than there are.
+inline void keep_order(__m256i& sum) { asm("" : "+x"(sum)); }
 
 // Exact: a pair is at most 2 * 15 * 127 = 3810 and 16-bit sums take eight pairs (30480) between
 // flushes, which come every four steps.
-struct DotInt4 : Dot {
+struct DotInt4 {
+  using Word = __m256i;
   static constexpr int kWordBytes = 4;
   static constexpr int kCodeBytes = 32;
-  __m256i pairs = _mm256_setzero_si256();
+  __m256i sum = _mm256_setzero_si256(), pairs = _mm256_setzero_si256();
 
   static void load(const uint8_t* codes, __m256i w[2]) {
     const __m256i nibble = _mm256_set1_epi8(0xf);
@@ -72,18 +71,24 @@ struct DotInt4 : Dot {
   }
   void add(__m256i w, const int8_t* a) {
     pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w, broadcast_word(a)));
+    keep_order(pairs);
+  }
+  __m256i total() const {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
   void flush() {
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    sum = total();
     pairs = _mm256_setzero_si256();
   }
 };
 
 // 8-bit codes would overflow the 16-bit pairs, so both sides are 16 bits wide: even columns, then
 // odd ones.
-struct DotInt8 : Dot {
+struct DotInt8 {
+  using Word = __m256i;
   static constexpr int kWordBytes = 8;
   static constexpr int kCodeBytes = 64;
+  __m256i sum = _mm256_setzero_si256();
 
   static void load(const uint8_t* codes, __m256i w[2]) {
     w[0] = Avx2::load_codes(codes);
@@ -93,8 +98,11 @@ struct DotInt8 : Dot {
     const __m256i even = _mm256_and_si256(w, _mm256_set1_epi16(0xff));
     const __m256i odd = _mm256_srli_epi16(w, 8);
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, broadcast_word(a)));
+    keep_order(sum);
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(odd, broadcast_word(a + 4)));
+    keep_order(sum);
   }
+  __m256i total() const { return sum; }
   void flush() {}
 };
 
@@ -105,12 +113,12 @@ const LinearKernels avx2_linear_kernels = {
         float_kernel<Avx2, WeightKind::float32, 2>(TokenCounts<6>{}),
         float_kernel<Avx2, WeightKind::float16, 2>(TokenCounts<6>{}),
         float_kernel<Avx2, WeightKind::bfloat16, 2>(TokenCounts<6>{}),
-        decoded_kernel<Avx2, false>(TokenCounts<4>{}),
-        decoded_kernel<Avx2, true>(TokenCounts<4>{}),
+        decoded_kernel<Avx2, false>(TokenCounts<6>{}),
+        decoded_kernel<Avx2, true>(TokenCounts<6>{}),
     },
     {
-        integer_kernel<Avx2, DotInt8, ActivationKind::int16>(TokenCounts<4>{}),
-        integer_kernel<Avx2, DotInt4, ActivationKind::int8>(TokenCounts<4>{}),
+        integer_kernel<Avx2, DotInt8, ActivationKind::int16>(TokenCounts<8>{}),
+        integer_kernel<Avx2, DotInt4, ActivationKind::int8>(TokenCounts<8>{}),
     },
 };
 

@@ -34,6 +34,10 @@ struct Avx512 {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   static Int load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  // sum + the first 16-bit half of each pair times that of `factor`.
+  static Int add_pairs(Int sum, Int pairs, int32_t factor) {
+    return _mm512_dpwssd_epi32(sum, pairs, _mm512_set1_epi32(factor));
+  }
   static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
   template <int kShift, int kMask>
   static Int field(Int v) {
@@ -48,17 +52,14 @@ struct Avx512 {
 struct Dot {
   using Word = __m512i;
   static constexpr int kWordBytes = 4;
-  __m512i sum;
+  __m512i sum = _mm512_setzero_si512();
 
-  void start() { sum = _mm512_setzero_si512(); }
-  void start(__m512i zero, int32_t negative_sum) {
-    sum = _mm512_dpwssd_epi32(_mm512_setzero_si512(), zero, _mm512_set1_epi32(negative_sum));
-  }
   void add(__m512i w, const int8_t* a) {
     int32_t word;
     __builtin_memcpy(&word, a, 4);
     sum = _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(word));
   }
+  __m512i total() const { return sum; }
   void flush() {}
 };
 
@@ -91,7 +92,7 @@ const LinearKernels avx512_linear_kernels = {
         decoded_kernel<Avx512, true>(TokenCounts<8>{}),
     },
     {
-        integer_kernel<Avx512, DotInt8, ActivationKind::int8>(TokenCounts<8>{}),
+        integer_kernel<Avx512, DotInt8, ActivationKind::int8>(TokenCounts<12>{}),
         integer_kernel<Avx512, DotInt4, ActivationKind::int8>(TokenCounts<8>{}),
     },
 };

@@ -45,6 +45,7 @@ struct Portable {
     __builtin_memcpy(&v, p, sizeof(v));
     return v;
   }
+  static Int add_pairs(Int sum, Int zero, int32_t factor) { return sum + zero * factor; }
   static Int sub(Int a, Int b) { return a - b; }
   template <int kShift, int kMask>
   static Int field(Int v) {
@@ -55,16 +56,15 @@ struct Portable {
 struct Dot {
   using Word = Portable::Int;
   static constexpr int kWordBytes = 4;
-  Portable::Int sum;
+  Portable::Int sum{};
 
-  void start() { sum = Portable::Int{}; }
-  void start(Portable::Int zero, int32_t negative_sum) { sum = zero * negative_sum; }
   void add(Portable::Int w, const int8_t* a) {
     sum += Portable::field<0, 0xff>(w) * a[0];
     sum += Portable::field<8, 0xff>(w) * a[1];
     sum += Portable::field<16, 0xff>(w) * a[2];
     sum += Portable::field<24, 0xff>(w) * a[3];
   }
+  Portable::Int total() const { return sum; }
   void flush() {}
 };
 

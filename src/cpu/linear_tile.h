@@ -58,6 +58,14 @@ inline __attribute__((always_inline)) void integer_step(const uint8_t*& codes, c
   a += 2 * kTokens * Dot::kWordBytes;
 }
 
+// Four steps, after which a sum may have to be flushed.
+template <class Dot, int kTokens>
+inline __attribute__((always_inline)) void integer_chunk(const uint8_t*& codes, const int8_t*& a,
+                                                         Dot (&dots)[kTokens]) {
+#pragma GCC unroll 4
+  for (int step = 0; step < 4; ++step) integer_step(codes, a, dots);
+}
+
 // Int weights, quantised activations.
 template <class S, class Dot, bool kCompact, int kTokens>
 void integer_tile(const LinearLayout& layout, const std::byte* panel, const std::byte* tile,
@@ -79,30 +87,26 @@ void integer_tile(const LinearLayout& layout, const std::byte* panel, const std:
     if (blocks > last_block - block_steps) blocks = last_block - block_steps;
     for (int64_t b = 0; b < blocks; ++b) {
       Dot dots[kTokens];
-#pragma GCC unroll 16
-      for (int t = 0; t < kTokens; ++t) {
-        if constexpr (kCompact) {
-          dots[t].start(group.zero, reinterpret_cast<const int32_t*>(a_sum)[t]);
-        } else {
-          dots[t].start();
-        }
-      }
       int steps = *block_steps++;
-      for (; steps >= 4; steps -= 4) {
-#pragma GCC unroll 4
-        for (int s = 0; s < 4; ++s) integer_step(codes, a, dots);
-#pragma GCC unroll 16
-        for (int t = 0; t < kTokens; ++t) dots[t].flush();
-      }
-      if (steps > 0) {
+      if (steps == 4) {  // groups of 32: nothing to carry from chunk to chunk
+        integer_chunk(codes, a, dots);
+      } else {
+        for (; steps >= 4; steps -= 4) {
+          integer_chunk(codes, a, dots);
+          for (Dot& dot : dots) dot.flush();
+        }
         for (; steps > 0; --steps) integer_step(codes, a, dots);
-#pragma GCC unroll 16
-        for (int t = 0; t < kTokens; ++t) dots[t].flush();
       }
 #pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) {
+        typename S::Int dot = dots[t].total();
+        if constexpr (kCompact) {
+          int32_t negative_sum;
+          __builtin_memcpy(&negative_sum, a_sum + t * 4, 4);
+          dot = S::add_pairs(dot, group.zero, negative_sum);
+        }
         const Float scale = S::mul(group.scale, S::broadcast(a_scale[t]));
-        sums[t] = S::fma(S::to_float(dots[t].sum), scale, sums[t]);
+        sums[t] = S::fma(S::to_float(dot), scale, sums[t]);
         if constexpr (!kCompact) {
           sums[t] = S::fma(group.minimum, S::broadcast(floats(a_sum)[t]), sums[t]);
         }
@@ -262,9 +266,15 @@ inline void prepare_decoded(const LinearLayout& layout, const float* x, int toke
   });
 }
 
-// Symmetric codes -127..127 of one block, rounded to nearest even; returns the scale. A block with
+// Symmetric codes -127..127 of one block, rounded to nearest even, padded with zeros. A block with
 // an infinity or NaN gets the scale NaN, so that it shows in the result.
-inline float quantize_block(const float* x, int columns, int32_t* codes) {
+struct QuantizedBlock {
+  float scale;
+  int32_t sum;
+};
+
+inline __attribute__((always_inline)) QuantizedBlock quantize_block(const float* x, int columns,
+                                                                    int padded, int8_t* codes) {
   int32_t highest = 0;  // the largest absolute value, as bits: NaN > infinity > all numbers
   for (int k = 0; k < columns; ++k) {
     int32_t bits;
@@ -276,50 +286,65 @@ inline float quantize_block(const float* x, int columns, int32_t* codes) {
   __builtin_memcpy(&peak, &highest, 4);
   constexpr int32_t kInfinity = 0x7f800000;
   if (highest >= kInfinity || peak < 1e-30f) {  // below that, 127 / peak would overflow
-    for (int k = 0; k < columns; ++k) codes[k] = 0;
-    return highest >= kInfinity ? __builtin_nanf("") : 0.0f;
+    for (int k = 0; k < padded; ++k) codes[k] = 0;
+    return {highest >= kInfinity ? __builtin_nanf("") : 0.0f, 0};
   }
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  constexpr int32_t kRoundBits = 0x4b400000;
   const float factor = 127.0f / peak;
+  int32_t sum = 0;
   for (int k = 0; k < columns; ++k) {
     const float rounded = x[k] * factor + kRound;
     int32_t bits;
     __builtin_memcpy(&bits, &rounded, 4);
-    codes[k] = bits - kRoundBits;
+    // The low byte of the sum's bits is the code in two's complement.
+    codes[k] = static_cast<int8_t>(bits);
+    sum += bits - 0x4b400000;
   }
-  return peak / 127.0f;
+  for (int k = columns; k < padded; ++k) codes[k] = 0;
+  return {peak / 127.0f, sum};
+}
+
+// Quantises one block and writes its words `stride` codes apart.
+template <class Code>
+inline __attribute__((always_inline)) QuantizedBlock write_block(const float* x, int columns,
+                                                                 int padded, Code* out,
+                                                                 int64_t stride) {
+  int8_t codes[kMaxBlock];
+  const QuantizedBlock block = quantize_block(x, columns, padded, codes);
+#pragma GCC unroll 16
+  for (int k = 0; k < padded; k += 4) {
+    if constexpr (sizeof(Code) == 1) {
+      __builtin_memcpy(out, codes + k, 4);
+    } else {  // even columns, then odd ones (see ActivationKind)
+      const Code word[4] = {codes[k], codes[k + 2], codes[k + 1], codes[k + 3]};
+      __builtin_memcpy(out, word, sizeof(word));
+    }
+    out += stride;
+  }
+  return block;
 }
 
 template <class Code>  // int8_t or int16_t
 void prepare_integer(const LinearLayout& layout, const float* x, int tokens, int t,
                      std::byte* tile) {
-  auto* out = reinterpret_cast<Code*>(tile) + t * 4;
+  const int64_t stride = 4 * tokens;
+  Code* out = reinterpret_cast<Code*>(tile) + t * 4;
   float* scales = reinterpret_cast<float*>(tile + layout.act_scales_offset * tokens) + t;
   std::byte* sums = tile + layout.act_sums_offset * tokens + t * 4;
   for_each_block(layout, [&](int64_t first, int columns, int padded) {
-    int32_t codes[kMaxBlock];
-    const float scale = quantize_block(x + first, columns, codes);
-    for (int k = columns; k < padded; ++k) codes[k] = 0;
-    int32_t sum = 0;
-    for (int k = 0; k < padded; ++k) sum += codes[k];
-    for (int k = 0; k < padded; k += 4) {
-      Code word[4];
-      for (int j = 0; j < 4; ++j) {
-        // int16 words pair the even and the odd columns (see ActivationKind).
-        const int column = sizeof(Code) == 1 ? j : (j % 2) * 2 + j / 2;
-        word[j] = static_cast<Code>(codes[k + column]);
-      }
-      __builtin_memcpy(out, word, sizeof(word));
-      out += 4 * tokens;
-    }
-    *scales = scale;
+    // The usual sizes are constants for the compiler.
+    const QuantizedBlock block = columns == 32 ? write_block(x + first, 32, 32, out, stride)
+                                 : columns == 64
+                                     ? write_block(x + first, 64, 64, out, stride)
+                                     : write_block(x + first, columns, padded, out, stride);
+    out += padded / 4 * stride;
+    *scales = block.scale;
     scales += tokens;
     if (layout.compact) {
-      const int32_t negative = -sum;
+      const int32_t negative = -block.sum;
       __builtin_memcpy(sums, &negative, 4);
     } else {
-      const float scaled = scale * static_cast<float>(sum);
+      const float scaled = block.scale * static_cast<float>(block.sum);
       __builtin_memcpy(sums, &scaled, 4);
     }
     sums += tokens * 4;

@@ -1,0 +1,310 @@
+// Times the matrix products of one model shape (Qwen2.5-0.5B with 32,000 words) for each weight
+// type and batch, beside the memory bandwidth that a plain read loop reaches in the same run.
+// Every product is checked against a naive double loop first.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cpu/memory.h"
+#include "cpu/thread_pool.h"
+#include "slicellm/dtype.h"
+#include "slicellm/error.h"
+#include "slicellm/ops.h"
+
+namespace slicellm {
+namespace {
+
+struct Options {
+  std::vector<std::string> dtypes = {"int4g32", "int4", "int8", "float16", "bfloat16", "float32"};
+  std::vector<int64_t> batches = {1, 4, 8, 16, 32, 128, 512};
+  std::string isa;
+  std::string activation = "auto";
+  int threads = 0;
+  int layers = 24;
+  int repeats = 5;
+};
+
+constexpr const char* kHelp =
+    "kernel_benchmark [--dtypes int4g32,int8,...] [--batches 1,8,...] [--isa "
+    "portable|avx2|avx512]\n"
+    "                 [--activation auto|float32|int8] [--threads N] [--layers N] [--repeats N]\n";
+
+struct Shape {
+  const char* name;
+  int64_t out, in;
+  bool gated;
+  int copies_per_layer;  // 0: one for the whole model
+};
+constexpr Shape kShapes[] = {{"qkv", 1152, 896, false, 1},
+                             {"attention out", 896, 896, false, 1},
+                             {"gate and up", 9728, 896, true, 1},
+                             {"down", 896, 4864, false, 1},
+                             {"head", 32000, 896, false, 0}};
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double median(std::vector<double> v) {
+  std::nth_element(v.begin(), v.begin() + v.size() / 2, v.end());
+  return v[v.size() / 2];
+}
+
+// Bytes per second of all threads reading their own half of a large block.
+double read_bandwidth(int threads) {
+  constexpr size_t kBytes = size_t{512} << 20;
+  const auto memory = cpu::allocate_bytes(kBytes, "benchmark");
+  std::memset(memory.get(), 1, kBytes);
+  const auto* words = reinterpret_cast<const uint64_t*>(memory.get());
+  cpu::ThreadPool pool(threads);
+  std::vector<uint64_t> sums(threads * 8);
+  std::vector<double> times;
+  for (int i = 0; i < 7; ++i) {
+    const double start = now();
+    pool.parallel_for(kBytes / 8, 512, [&](int64_t begin, int64_t end, int thread) {
+      uint64_t sum[8] = {};
+      for (int64_t k = begin; k < end; k += 8) {
+        for (int j = 0; j < 8; ++j) sum[j] += words[k + j];
+      }
+      for (int j = 0; j < 8; ++j) sums[thread * 8] += sum[j];
+    });
+    times.push_back(now() - start);
+  }
+  if (std::count(sums.begin(), sums.end(), 1) == 1) std::puts("");  // keeps the loop alive
+  return kBytes / median(times);
+}
+
+Weight random_weight(const DTypeSpec& spec, const Shape& shape) {
+  std::mt19937 random(static_cast<unsigned>(shape.out + shape.in));
+  const int64_t count = shape.out * shape.in;
+  auto data = std::make_shared<std::vector<uint8_t>>(count * dtype_bits(spec.type) / 8);
+  Weight w{.name = shape.name,
+           .dtype = spec.type,
+           .shape = {shape.out, shape.in},
+           .data = data->data(),
+           .data_bytes = data->size(),
+           .scale = {},
+           .minimum = {},
+           .owner = data};
+  if (is_quantized(spec.type)) {
+    for (uint8_t& byte : *data) byte = static_cast<uint8_t>(random());
+    w.group_size = spec.group_size == 0 ? shape.in : spec.group_size;
+    const bool int4 = spec.type == DType::int4;
+    for (int64_t i = 0; i < shape.out * w.groups(); ++i) {
+      const float scale = half_to_float(
+          float_to_half((1 + static_cast<float>(random() % 64) / 64) * (int4 ? 0.004f : 0.00025f)));
+      w.scale.push_back(scale);
+      w.minimum.push_back(-scale *
+                          static_cast<float>(int4 ? 6 + random() % 4 : 120 + random() % 16));
+    }
+    return w;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const float v = (static_cast<float>(random() % 65536) / 65536 - 0.5f) * 0.06f;
+    const uint16_t bits = spec.type == DType::float16 ? float_to_half(v) : float_to_bfloat16(v);
+    if (spec.type == DType::float32) {
+      std::memcpy(data->data() + i * 4, &v, 4);
+    } else {
+      std::memcpy(data->data() + i * 2, &bits, 2);
+    }
+  }
+  return w;
+}
+
+// One linear shape with a copy per layer, so that weights come from memory as in a model.
+class ShapeBench {
+ public:
+  ShapeBench(Device& device, const Shape& shape, const DTypeSpec& spec, ActivationType activation,
+             int layers, int64_t max_batch)
+      : device_(device), shape_(shape), weight_(random_weight(spec, shape)) {
+    const int copies = shape.copies_per_layer == 0 ? 1 : layers * shape.copies_per_layer;
+    for (int i = 0; i < copies; ++i) {
+      linears_.push_back(device.pack({&weight_, 1}, {}, activation, shape.gated));
+    }
+    norm_.weight.assign(shape.in, 1.0f);
+    x_ = device.allocate(max_batch * shape.in);
+    out_ = device.allocate(max_batch * shape.out);
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i < max_batch * shape.in; ++i) x_->data()[i] = normal(random);
+  }
+
+  size_t bytes() const { return linears_[0]->bytes(); }
+  int copies() const { return static_cast<int>(linears_.size()); }
+
+  // Seconds for all copies once.
+  double run(int64_t n) {
+    const double start = now();
+    for (const auto& linear : linears_) {
+      if (shape_.gated) {
+        device_.norm_linear_act(*x_, n, norm_, *linear, GateActivation::silu_gate, false, *out_);
+      } else if (std::strcmp(shape_.name, "qkv") == 0 || std::strcmp(shape_.name, "head") == 0) {
+        device_.norm_linear(*x_, n, norm_, *linear, false, *out_);
+      } else {
+        device_.linear_add(*x_, n, *linear, 0, *out_);
+      }
+    }
+    return now() - start;
+  }
+
+  // Relative error of some results of the last run against float64 with the same decoded weights.
+  double error(int64_t n) const {
+    const int64_t width = shape_.gated ? shape_.out / 2 : shape_.out;
+    const bool normed =
+        std::strcmp(shape_.name, "attention out") != 0 && std::strcmp(shape_.name, "down") != 0;
+    double difference = 0, size = 0;
+    std::vector<float> row(shape_.in);
+    for (int64_t t = 0; t < n; t += std::max<int64_t>(1, n - 1)) {
+      const float* x = x_->data() + t * shape_.in;
+      double square = 0;
+      for (int64_t k = 0; k < shape_.in; ++k) square += double{x[k]} * x[k];
+      const double scale =
+          normed ? 1 / std::sqrt(square / static_cast<double>(shape_.in) + norm_.eps) : 1;
+      const auto product = [&](int64_t r) {
+        decode(weight_, r * shape_.in, shape_.in, row.data());
+        double sum = 0;
+        for (int64_t k = 0; k < shape_.in; ++k) sum += double{row[k]} * x[k] * scale;
+        return sum;
+      };
+      for (int64_t r = 0; r < width; r += 1 + width / 40) {
+        double y = product(r);
+        if (shape_.gated) y = y / (1 + std::exp(-y)) * product(r + width);
+        const double got = out_->data()[t * width + r];
+        difference += (got - y) * (got - y);
+        size += y * y;
+      }
+    }
+    return std::sqrt(difference / size);
+  }
+
+ private:
+  Device& device_;
+  Shape shape_;
+  Weight weight_;
+  std::vector<std::unique_ptr<PackedLinear>> linears_;
+  NormWeights norm_;
+  std::unique_ptr<Activation> x_, out_;
+};
+
+// Returns false when a product is wrong.
+bool bench_dtype(const Options& options, const std::string& dtype, double bandwidth) {
+  const DTypeSpec spec = parse_dtype(dtype);
+  const ActivationType activation = parse_activation_type(options.activation);
+  const auto device = make_cpu_device({.threads = options.threads, .isa = options.isa});
+  const int64_t max_batch = *std::max_element(options.batches.begin(), options.batches.end());
+  const bool exact = !is_quantized(spec.type) || activation == ActivationType::float32;
+  const double bound = exact ? 1e-5 : 0.02;
+  bool right = true;
+  std::vector<std::unique_ptr<ShapeBench>> benches;
+  for (const Shape& shape : kShapes) {
+    benches.push_back(
+        std::make_unique<ShapeBench>(*device, shape, spec, activation, options.layers, max_batch));
+  }
+  std::printf("\n%-9s %-14s %6s %10s %8s %8s %7s %9s\n", dtype.c_str(), "linear", "batch", "us",
+              "GB/s", "of read", "GOP/s", "error");
+  for (int64_t n : options.batches) {
+    double step = 0, step_bytes = 0, step_operations = 0;
+    for (size_t s = 0; s < benches.size(); ++s) {
+      ShapeBench& bench = *benches[s];
+      bench.run(n);
+      const double error = bench.error(n);
+      right &= error < bound;
+      std::vector<double> times;
+      for (int i = 0; i < options.repeats; ++i) times.push_back(bench.run(n));
+      const double seconds = median(times) / bench.copies();
+      const auto bytes = static_cast<double>(bench.bytes());
+      const double operations = 2.0 * static_cast<double>(kShapes[s].out * kShapes[s].in * n);
+      std::printf("%-9s %-14s %6ld %10.1f %8.1f %7.0f%% %7.0f %9.1e%s\n", "", kShapes[s].name,
+                  static_cast<long>(n), seconds * 1e6, bytes / seconds * 1e-9,
+                  100 * bytes / seconds / bandwidth, operations / seconds * 1e-9, error,
+                  error < bound ? "" : "  WRONG");
+      step += seconds * bench.copies();
+      step_bytes += bytes * bench.copies();
+      step_operations += operations * bench.copies();
+    }
+    std::printf("%-9s %-14s %6ld %10.1f %8.1f %7.0f%% %7.0f\n", "", "whole step",
+                static_cast<long>(n), step * 1e6, step_bytes / step * 1e-9,
+                100 * step_bytes / step / bandwidth, step_operations / step * 1e-9);
+    std::fflush(stdout);
+  }
+  return right;
+}
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
+  return parts;
+}
+
+int64_t number(const std::string& flag, const std::string& text) {
+  try {
+    size_t used = 0;
+    const long value = std::stol(text, &used);
+    if (used == text.size() && value >= 1) return value;
+  } catch (const std::exception&) {
+  }
+  throw Error(ErrorKind::invalid_argument, flag, text, "a whole number above 0");
+}
+
+Options parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; i += 2) {
+    const std::string flag = argv[i];
+    if (i + 1 == argc) throw Error(ErrorKind::invalid_argument, flag, "nothing", "a value");
+    const std::string value = argv[i + 1];
+    if (flag == "--dtypes") {
+      options.dtypes = split(value);
+    } else if (flag == "--batches") {
+      options.batches.clear();
+      for (const std::string& part : split(value)) options.batches.push_back(number(flag, part));
+    } else if (flag == "--isa") {
+      options.isa = value;
+    } else if (flag == "--activation") {
+      options.activation = value;
+    } else if (flag == "--threads") {
+      options.threads = static_cast<int>(number(flag, value));
+    } else if (flag == "--layers") {
+      options.layers = static_cast<int>(number(flag, value));
+    } else if (flag == "--repeats") {
+      options.repeats = static_cast<int>(number(flag, value));
+    } else {
+      throw Error(ErrorKind::invalid_argument, "flag", flag, "one of those that --help lists");
+    }
+  }
+  return options;
+}
+
+int run(int argc, char** argv) {
+  if (argc == 2 && (std::strcmp(argv[1], "-h") == 0 || std::strcmp(argv[1], "--help") == 0)) {
+    std::fputs(kHelp, stdout);
+    return 0;
+  }
+  const Options options = parse(argc, argv);
+  const auto device = make_cpu_device({.threads = options.threads, .isa = options.isa});
+  const double bandwidth = read_bandwidth(device->threads());
+  std::printf("%s; plain read loop %.1f GB/s; medians of %d runs over %d layers\n",
+              device->describe().c_str(), bandwidth * 1e-9, options.repeats, options.layers);
+  bool right = true;
+  for (const std::string& dtype : options.dtypes) right &= bench_dtype(options, dtype, bandwidth);
+  return right ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace slicellm
+
+int main(int argc, char** argv) {
+  try {
+    return slicellm::run(argc, argv);
+  } catch (const slicellm::Error& e) {
+    std::fprintf(stderr, "kernel_benchmark: %s\n", e.what());
+    return 2;
+  }
+}
