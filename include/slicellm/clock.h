@@ -1,5 +1,7 @@
 #pragma once
 
+#include <memory>
+
 namespace slicellm {
 
 // The only source of time in the core. Seconds since the clock was made.
@@ -12,5 +14,8 @@ class Clock {
   // jumps there at once. True means that time has been advanced and no waiting is needed.
   virtual bool advance_to(double time) = 0;
 };
+
+// Real time, by the system's monotonic clock.
+std::shared_ptr<Clock> make_steady_clock();
 
 }  // namespace slicellm

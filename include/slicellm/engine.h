@@ -16,23 +16,38 @@
 
 namespace slicellm {
 
-enum class EventKind { arrive, admit, prefill, token, preempt, swap_out, swap_in, resume, finish, reject };
+// What a task goes through. Every task has one `arrive` and one `finish` or `reject`; the events of
+// a task are in order. A pause is no event: it is the absence of tokens.
+enum class EventKind {
+  arrive,    // at its scheduled arrival
+  admit,     // start of the first step that it takes part in
+  prefill,   // end of a step with a chunk of it; value: tokens of the chunk
+  token,     // end of the step that produced it; value: token id
+  preempt,   // its KV is dropped, to be recomputed; value: tokens forgotten
+  swap_out,  // its KV goes to the host; value: blocks
+  swap_in,   // its KV comes back; value: blocks
+  resume,    // start of its first step after preempt or swap_out
+  finish,    // value: FinishReason
+  reject,    // ended as rejected, instead of finish
+};
 const char* to_string(EventKind kind);
 
-// One line of the event log, from which every metric is computed.
+// One line of the event log, from which every metric is computed. Lines are in the order in which
+// the loop learned of them: an arrival during a step follows the events of that step.
 struct LogEvent {
   double t = 0;  // seconds on the engine's clock
   TaskId task = 0;
   EventKind kind = EventKind::arrive;
-  int32_t value = 0;  // prefill: tokens of the chunk; token: token id; finish: FinishReason
+  int32_t value = 0;
 };
 
-// One step of the engine, for plan-time and step-time statistics.
+// One step of the engine, for plan-time and step-time statistics. Plan and overhead are measured in
+// real time, also under a virtual clock.
 struct StepRecord {
-  double start = 0, duration = 0;      // executor time, seconds
-  double plan_seconds = 0;             // inside Policy::plan
-  double overhead_seconds = 0;         // loop time outside plan and executor
-  double predicted = 0;                // the latency model's median before the step
+  double start = 0, duration = 0;  // executor time, seconds
+  double plan_seconds = 0;         // inside the policy (on, plan, commit) since the last step
+  double overhead_seconds = 0;     // loop time outside policy and executor since the last step
+  double predicted = 0;            // the latency model's median before the step
   int32_t decode_rows = 0, prefill_tokens = 0, prefill_rows = 0;
 };
 
@@ -43,7 +58,9 @@ struct Token {
   std::vector<std::pair<int32_t, float>> top_logprobs;
 };
 
-// What became of a task. Final once `reason` is not none.
+// What became of a task. Final once `reason` is not none. `tokens` holds every token the model
+// produced for it, the one that ended it (end of sequence, stop id, end of a stop string) included;
+// `text` holds the text before that end. Nothing is computed or reported beyond it.
 struct TaskResult {
   TaskId id = 0;
   FinishReason reason = FinishReason::none;
@@ -51,7 +68,8 @@ struct TaskResult {
   double arrival = 0, finish_time = 0;
   int32_t prompt_tokens = 0;
   std::vector<Token> tokens;
-  std::string text;  // UTF-8 output without stop strings; empty if the engine has no id->bytes table
+  std::string
+      text;  // UTF-8 output without stop strings; empty if the engine has no id->bytes table
 };
 
 // The caller's end of a task. Thread-safe.
@@ -62,10 +80,13 @@ class TaskHandle {
   // Blocks until there are tokens or text beyond what was taken, the end, or the timeout (seconds,
   // < 0 = for ever); returns what is new. `reason` in the result tells whether this was the last.
   virtual TaskResult take(double timeout) = 0;
+  // Blocks until the task has ended; false on timeout (seconds, < 0 = for ever).
+  virtual bool wait_done(double timeout) = 0;
   // Blocks until the task has ended; returns everything. Throws Error(state) on timeout.
   virtual TaskResult wait(double timeout) = 0;
   virtual bool done() const = 0;
-  // Called once from the engine thread whenever something new can be taken; must not block.
+  // Called whenever something new can be taken: from the engine thread, and once at once if there
+  // is something already. Must not block and must not call the engine. Replaces an earlier one.
   virtual void on_update(std::function<void()> callback) = 0;
 };
 
@@ -78,7 +99,7 @@ struct EngineOptions {
   int32_t vocab = 0;               // token ids are checked against it
   std::vector<int32_t> eos_ids;
   std::vector<std::string> token_bytes;  // id -> bytes, for text and stop strings; may be empty
-  bool record_events = true;       // keep the event log and step records until drained
+  bool record_events = true;             // keep the event log and step records until drained
 };
 
 struct EngineStats {
@@ -88,8 +109,10 @@ struct EngineStats {
 };
 
 // Owns tasks, KV ledger, clock, one policy and one executor, and runs the loop on its own thread.
-// All public methods are thread-safe. If the loop dies, every live task ends with reason error and
-// later calls throw Error(state).
+// All public methods are thread-safe; none may be called by a policy, an executor or an on_update
+// callback. If the loop dies (its policy or executor throws, or a plan breaks a rule), every live
+// task ends with reason error and the sentence, and submit, wait_idle, inspect_policy, latency_json
+// and check_integrity throw Error(state) with it.
 class Engine {
  public:
   static std::unique_ptr<Engine> make(std::shared_ptr<Executor> executor,
@@ -103,16 +126,23 @@ class Engine {
   virtual std::shared_ptr<TaskHandle> submit(TaskSpec task) = 0;
   // Submits all atomically: the loop sees none or all, with `arrival` relative to this call's time.
   virtual std::vector<std::shared_ptr<TaskHandle>> submit_all(std::vector<TaskSpec> tasks) = 0;
-  virtual bool cancel(TaskId id) = 0;  // false: unknown or ended
-  virtual void wait_idle() = 0;        // until no task is live
-  virtual void close() = 0;            // cancels what is live, joins the loop
+  // Passes the wish on: the task ends as cancelled, unless it ends by itself in the step that runs
+  // now. False: unknown or ended.
+  virtual bool cancel(TaskId id) = 0;
+  // Until no task is live or scheduled; false on timeout (seconds, < 0 = for ever).
+  virtual bool wait_idle(double timeout = -1) = 0;
+  // Cancels what is live, joins the loop. Later calls of submit throw Error(state).
+  virtual void close() = 0;
 
   virtual double now() const = 0;
   virtual EngineStats stats() const = 0;
-  virtual std::string inspect_policy() = 0;
   virtual std::vector<LogEvent> drain_events() = 0;
   virtual std::vector<StepRecord> drain_steps() = 0;
-  // When idle: block ledger adds up, nothing is held. Throws Error(state).
+  // These run between two steps on the loop's thread.
+  virtual std::string inspect_policy() = 0;
+  virtual std::string latency_json() = 0;  // the latency model as corrected so far
+  // The block ledger adds up and, when idle, nothing is held. Throws Error(state). The loop checks
+  // the same whenever it becomes idle.
   virtual void check_integrity() = 0;
 };
 

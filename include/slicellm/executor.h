@@ -16,16 +16,18 @@ namespace slicellm {
 struct ExecutorTask {
   TaskId id = 0;
   Sampling sampling;
-  std::vector<int32_t> prompt;   // for the repetition penalty and recompute-free sampling state
+  std::vector<int32_t> prompt;     // for the repetition penalty and recompute-free sampling state
   int32_t true_output_tokens = 0;  // 0 = until the model ends
 };
 
 struct RowResult {
   TaskId task = 0;
   int32_t token = 0;
-  bool ended = false;  // the true output length is reached
-  float logprob = 0;   // natural log, of the distribution before temperature; if asked for
-  std::vector<std::pair<int32_t, float>> top_logprobs;
+  bool ended = false;    // the true output length is reached
+  bool invalid = false;  // the logits held NaN or infinity: there is no token
+  float logprob = 0;     // natural log, of the model's own distribution (before repetition penalty
+                         // and temperature); if asked for
+  std::vector<std::pair<int32_t, float>> top_logprobs;  // best first; equal ones by id
 };
 
 struct StepResult {
@@ -35,8 +37,9 @@ struct StepResult {
 
 using Ticket = int64_t;
 
-// Runs batches. Knows nothing of SLOs or policies. Called by the engine thread; `submit` returns
-// without waiting for the result, and at most two steps may be in flight.
+// Runs batches. Tickets are waited for in the order of their submission. Knows nothing of SLOs or
+// policies. Called by the engine thread; `submit` returns without waiting for the result, and at
+// most two steps may be in flight.
 class Executor {
  public:
   virtual ~Executor() = default;
@@ -50,5 +53,12 @@ class Executor {
   virtual Ticket submit(Batch batch) = 0;
   virtual StepResult wait(Ticket ticket) = 0;
 };
+
+class Model;
+
+// Runs `model` with its own KV pools. Lazy: `submit` only records a batch, `wait` computes it on
+// the calling thread (and the device's threads). Throws Error(resource) when the pools do not fit.
+std::shared_ptr<Executor> make_executor(std::shared_ptr<Model> model, int32_t device_blocks,
+                                        int32_t host_blocks);
 
 }  // namespace slicellm

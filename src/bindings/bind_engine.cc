@@ -1,4 +1,413 @@
-#include "bindings/bindings.h"
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <limits>
+#include <mutex>
+#include <unordered_set>
+
+#include "bindings/arguments.h"
+#include "bindings/policy_object.h"
+#include "slicellm/engine.h"
+#include "slicellm/error.h"
+#include "slicellm/model.h"
+
 namespace slicellm {
-void bind_engine(py::module_&) {}
+namespace {
+
+constexpr double kSignalInterval = 0.1;  // seconds between two looks for Ctrl-C while waiting
+constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
+
+// Waits in short pieces without the GIL, so that signal handlers run: wait(seconds) -> done.
+// False on timeout (seconds, < 0 = for ever).
+template <typename Wait>
+bool wait_with_signals(double timeout, Wait wait) {
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  for (;;) {
+    const double left = timeout < 0
+                            ? kSignalInterval
+                            : timeout - std::chrono::duration<double>(Clock::now() - start).count();
+    bool done;
+    {
+      py::gil_scoped_release release;
+      done = wait(std::clamp(left, 0.0, kSignalInterval));
+    }
+    if (done) return true;
+    if (left <= 0) return false;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+}
+
+// Ids of handles with news, each once, for one consumer.
+class UpdateQueue {
+ public:
+  void add(TaskId id) {
+    {
+      std::lock_guard lock(mutex_);
+      if (!members_.insert(id).second) return;
+      order_.push_back(id);
+    }
+    changed_.notify_one();
+  }
+  void remove(TaskId id) {  // its handle is gone
+    std::lock_guard lock(mutex_);
+    if (members_.erase(id) == 0) return;
+    order_.erase(std::find(order_.begin(), order_.end(), id));
+  }
+  void close() {
+    {
+      std::lock_guard lock(mutex_);
+      closed_ = true;
+    }
+    changed_.notify_all();
+  }
+  bool closed_and_empty() const {
+    std::lock_guard lock(mutex_);
+    return closed_ && order_.empty();
+  }
+  // True when there is something to return: ids, or that the queue is closed.
+  bool wait(double timeout) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::duration<double>(timeout),
+                             [this] { return closed_ || !order_.empty(); });
+  }
+  std::vector<TaskId> take() {
+    std::lock_guard lock(mutex_);
+    std::vector<TaskId> ids(order_.begin(), order_.end());
+    order_.clear();
+    members_.clear();
+    return ids;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<TaskId> order_;
+  std::unordered_set<TaskId> members_;
+  bool closed_ = false;
+};
+
+// A handle that reports to its engine's update queue as long as Python holds it.
+class PyTaskHandle {
+ public:
+  PyTaskHandle(std::shared_ptr<TaskHandle> handle, std::shared_ptr<UpdateQueue> updates)
+      : handle_(std::move(handle)), updates_(std::move(updates)) {
+    handle_->on_update([queue = updates_, id = handle_->id()] { queue->add(id); });
+  }
+  ~PyTaskHandle() {
+    handle_->on_update(nullptr);
+    updates_->remove(handle_->id());
+  }
+  PyTaskHandle(const PyTaskHandle&) = delete;
+  PyTaskHandle& operator=(const PyTaskHandle&) = delete;
+
+  TaskHandle& get() { return *handle_; }
+
+ private:
+  std::shared_ptr<TaskHandle> handle_;
+  std::shared_ptr<UpdateQueue> updates_;
+};
+
+py::dict to_dict(const TaskResult& result) {
+  const size_t n = result.tokens.size();
+  py::list ids(n), times(n), logprobs(n), top(n);
+  for (size_t i = 0; i < n; ++i) {
+    const Token& token = result.tokens[i];
+    ids[i] = token.id;
+    times[i] = token.time;
+    logprobs[i] = token.logprob;
+    top[i] = py::cast(token.top_logprobs);
+  }
+  py::dict d;
+  d["id"] = result.id;
+  d["reason"] = to_string(result.reason);
+  d["error"] = result.error;
+  d["arrival"] = result.arrival;
+  d["finish_time"] = result.finish_time;
+  d["prompt_tokens"] = result.prompt_tokens;
+  d["token_ids"] = ids;
+  d["token_times"] = times;
+  d["logprobs"] = logprobs;
+  d["top_logprobs"] = top;
+  d["text"] = result.text;
+  return d;
+}
+
+py::dict take(PyTaskHandle& handle, double timeout) {
+  TaskResult news;
+  wait_with_signals(timeout, [&](double seconds) {
+    news = handle.get().take(seconds);
+    return news.reason != FinishReason::none || !news.tokens.empty() || !news.text.empty();
+  });
+  return to_dict(news);
+}
+
+py::dict wait(PyTaskHandle& handle, double timeout) {
+  wait_with_signals(timeout, [&](double seconds) { return handle.get().wait_done(seconds); });
+  return to_dict(handle.get().wait(0));
+}
+
+// KV blocks of the device pool when no size is given: half of what is free, shared with the host
+// pool, and no more than all rows at their longest can use.
+int32_t default_blocks(const Model& model, const KvLayout& layout, int64_t host_kv_bytes,
+                       const EngineOptions& options) {
+  const double free = static_cast<double>(model.device().free_memory()) / 2;
+  const double budget = host_kv_bytes < 0 ? free / 2 : free - static_cast<double>(host_kv_bytes);
+  const double fits = std::max(0.0, budget / static_cast<double>(layout.block_bytes()));
+  const double useful =
+      static_cast<double>(options.max_rows) * (options.max_context / layout.block_tokens + 1);
+  return static_cast<int32_t>(std::min({fits, useful, static_cast<double>(kInt32Max)}));
+}
+
+// The engine as Python holds it: it may go away while its loop waits for the GIL.
+class PyEngine {
+ public:
+  PyEngine(const std::shared_ptr<Model>& model, const py::object& policy,
+           const LatencyModel& latency, int64_t kv_cache_bytes, int64_t host_kv_bytes,
+           const EngineOptions& options)
+      : updates_(std::make_shared<UpdateQueue>()) {
+    const KvLayout layout = model->kv_layout();
+    const int64_t block_bytes = static_cast<int64_t>(layout.block_bytes());
+    int64_t blocks = kv_cache_bytes / block_bytes;
+    if (kv_cache_bytes == 0) blocks = default_blocks(*model, layout, host_kv_bytes, options);
+    const int64_t host_blocks = host_kv_bytes < 0 ? blocks : host_kv_bytes / block_bytes;
+    if (blocks < 1 || blocks > kInt32Max || host_blocks > kInt32Max) {
+      throw Error(ErrorKind::invalid_argument, "kv_cache_bytes",
+                  std::to_string(kv_cache_bytes) + " (" + std::to_string(blocks) + " blocks)",
+                  "room for at least one KV block of " + std::to_string(block_bytes) +
+                      " bytes and at most 2^31");
+    }
+    auto executor =
+        make_executor(model, static_cast<int32_t>(blocks), static_cast<int32_t>(host_blocks));
+    engine_ = Engine::make(std::move(executor), take_policy(policy), latency.clone(),
+                           make_steady_clock(), options);
+  }
+  ~PyEngine() { close(); }
+
+  void close() {
+    py::gil_scoped_release release;  // a policy in Python needs it to come to an end
+    engine_->close();
+    updates_->close();
+  }
+  Engine& get() { return *engine_; }
+
+  std::unique_ptr<PyTaskHandle> wrap(std::shared_ptr<TaskHandle> handle) {
+    return std::make_unique<PyTaskHandle>(std::move(handle), updates_);
+  }
+  std::vector<TaskId> wait_updates(double timeout) {
+    if (updates_->closed_and_empty()) {
+      throw Error(ErrorKind::state, "engine", "closed", "a running engine");
+    }
+    wait_with_signals(timeout, [this](double seconds) { return updates_->wait(seconds); });
+    return updates_->take();
+  }
+
+ private:
+  std::shared_ptr<UpdateQueue> updates_;
+  std::unique_ptr<Engine> engine_;
+};
+
+std::vector<std::string> to_bytes(const py::handle& value, const char* field) {
+  std::vector<std::string> result;
+  const bool sequence = PySequence_Check(value.ptr()) && !PyBytes_Check(value.ptr());
+  for (py::handle item :
+       sequence ? py::list(py::reinterpret_borrow<py::object>(value)) : py::list()) {
+    if (!PyBytes_Check(item.ptr())) break;
+    result.push_back(py::reinterpret_borrow<py::bytes>(item));
+  }
+  if (!sequence || result.size() != py::len(value)) {
+    throw Error(ErrorKind::invalid_argument, field, describe(value), "a sequence of bytes");
+  }
+  return result;
+}
+
+// Keyword arguments by name, with defaults; what is left over at the end is unknown.
+class Keywords {
+ public:
+  explicit Keywords(const py::kwargs& kwargs) : left_(kwargs.attr("copy")()) {}
+
+  // None stands for the default too.
+  py::object take(const char* name) { return left_.attr("pop")(name, py::none()); }
+  int64_t integer(const char* name, int64_t fallback, int64_t low, int64_t high,
+                  const char* expected) {
+    const py::object value = take(name);
+    return value.is_none() ? fallback : to_int(value, name, low, high, expected);
+  }
+  int32_t count(const char* name, int32_t fallback, int32_t low, const char* expected) {
+    return static_cast<int32_t>(integer(name, fallback, low, kInt32Max, expected));
+  }
+  void require_empty() const {
+    for (auto item : left_) {
+      const std::string name = py::str(item.first);
+      throw py::type_error("Engine() got an unexpected keyword argument '" + name + "'");
+    }
+  }
+
+ private:
+  py::dict left_;
+};
+
+std::shared_ptr<PyEngine> make_engine(const std::shared_ptr<Model>& model, const py::object& policy,
+                                      const LatencyModel& latency, const py::kwargs& kwargs) {
+  constexpr int64_t kMaxBytes = int64_t{1} << 50;
+  const ModelSpec& spec = model->spec();
+  Keywords keywords(kwargs);
+  EngineOptions options;
+  options.max_rows = keywords.count("max_rows", options.max_rows, 1, "a count above 0");
+  options.max_step_tokens =
+      keywords.count("max_step_tokens", options.max_step_tokens, 1, "a count above 0");
+  options.max_context = keywords.count("max_context", 0, 0, "0 (the model's) or a count above 0");
+  if (options.max_context == 0) options.max_context = spec.max_positions;
+  if (options.max_context > spec.max_positions) {
+    throw Error(ErrorKind::invalid_argument, "max_context", std::to_string(options.max_context),
+                "at most the model's " + std::to_string(spec.max_positions));
+  }
+  options.max_queue = keywords.count("max_queue", options.max_queue, 1, "a count above 0");
+  options.prefill_divisible = spec.prefill_divisible;
+  options.vocab = spec.vocab;
+  const py::object eos_ids = keywords.take("eos_ids");
+  options.eos_ids = eos_ids.is_none() ? spec.eos_ids : to_ids(eos_ids, "eos_ids");
+  const py::object token_bytes = keywords.take("token_bytes");
+  if (!token_bytes.is_none()) options.token_bytes = to_bytes(token_bytes, "token_bytes");
+  const py::object record_events = keywords.take("record_events");
+  if (!record_events.is_none()) options.record_events = to_bool(record_events, "record_events");
+  const int64_t device_bytes = keywords.integer("kv_cache_bytes", 0, 0, kMaxBytes,
+                                                "0 (from free memory) or a number of bytes");
+  const int64_t host_bytes = keywords.integer("host_kv_bytes", -1, -1, kMaxBytes,
+                                              "-1 (as much as on the device) or a number of bytes");
+  keywords.require_empty();
+  return std::make_shared<PyEngine>(model, policy, latency, device_bytes, host_bytes, options);
+}
+
+py::dict stats_dict(const EngineStats& stats) {
+  py::dict d;
+  d["steps"] = stats.steps;
+  d["submitted"] = stats.submitted;
+  d["finished"] = stats.finished;
+  d["live"] = stats.live;
+  d["free_blocks"] = stats.free_blocks;
+  d["total_blocks"] = stats.total_blocks;
+  d["free_host_blocks"] = stats.free_host_blocks;
+  d["total_host_blocks"] = stats.total_host_blocks;
+  d["busy_seconds"] = stats.busy_seconds;
+  return d;
+}
+
+template <typename T, typename Field>
+py::array_t<T> column(const std::vector<StepRecord>& steps, Field field) {
+  py::array_t<T> result(static_cast<py::ssize_t>(steps.size()));
+  std::transform(steps.begin(), steps.end(), result.mutable_data(),
+                 [field](const StepRecord& step) { return step.*field; });
+  return result;
+}
+
+py::dict steps_dict(const std::vector<StepRecord>& steps) {
+  py::dict d;
+  d["start"] = column<double>(steps, &StepRecord::start);
+  d["duration"] = column<double>(steps, &StepRecord::duration);
+  d["plan_seconds"] = column<double>(steps, &StepRecord::plan_seconds);
+  d["overhead_seconds"] = column<double>(steps, &StepRecord::overhead_seconds);
+  d["predicted"] = column<double>(steps, &StepRecord::predicted);
+  d["decode_rows"] = column<int32_t>(steps, &StepRecord::decode_rows);
+  d["prefill_tokens"] = column<int32_t>(steps, &StepRecord::prefill_tokens);
+  d["prefill_rows"] = column<int32_t>(steps, &StepRecord::prefill_rows);
+  return d;
+}
+
+py::list event_list(const std::vector<LogEvent>& events) {
+  py::list result(events.size());
+  for (size_t i = 0; i < events.size(); ++i) {
+    const LogEvent& e = events[i];
+    result[i] = py::make_tuple(e.t, e.task, to_string(e.kind), e.value);
+  }
+  return result;
+}
+
+void bind_task_handle(py::module_& m) {
+  py::class_<PyTaskHandle>(m, "TaskHandle",
+                           "The caller's end of a task. Waiting releases the GIL and obeys Ctrl-C.")
+      .def_property_readonly("id", [](PyTaskHandle& h) { return h.get().id(); })
+      .def_property_readonly("done", [](PyTaskHandle& h) { return h.get().done(); })
+      .def("take", &take, py::arg("timeout") = -1.0,
+           "What is new since the last call: blocks until there is something, the task has ended "
+           "(then `reason` is not \"none\") or the timeout (seconds, < 0 = for ever) has passed.")
+      .def("wait", &wait, py::arg("timeout") = -1.0,
+           "Everything, once the task has ended. Raises StateError on timeout.");
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  bind_task_handle(m);
+  // Engines that are still open when the interpreter ends are closed while it can still run them.
+  // Guarded by the GIL.
+  auto open = std::make_shared<std::vector<std::weak_ptr<PyEngine>>>();
+  py::module_::import("atexit").attr("register")(py::cpp_function([open] {
+    for (const std::weak_ptr<PyEngine>& weak : std::exchange(*open, {})) {
+      if (auto engine = weak.lock()) engine->close();
+    }
+  }));
+  auto make = [open](const std::shared_ptr<Model>& model, const py::object& policy,
+                     const LatencyModel& latency, const py::kwargs& options) {
+    auto engine = make_engine(model, policy, latency, options);
+    std::erase_if(*open, [](const std::weak_ptr<PyEngine>& weak) { return weak.expired(); });
+    open->push_back(engine);
+    return engine;
+  };
+
+  const auto nogil = py::call_guard<py::gil_scoped_release>();
+  py::class_<PyEngine, std::shared_ptr<PyEngine>>(
+      m, "Engine",
+      "Runs tasks on a model under a policy, on a thread of its own. Thread-safe; calls that wait "
+      "release the GIL. The arguments are those of _core.pyi.")
+      .def(py::init(make), py::arg("model"), py::arg("policy"), py::arg("latency"))
+      .def(
+          "submit",
+          [](PyEngine& e, const TaskSpec& task) {
+            std::shared_ptr<TaskHandle> handle;
+            {
+              py::gil_scoped_release release;
+              handle = e.get().submit(task);
+            }
+            return e.wrap(std::move(handle));
+          },
+          py::arg("task"), "arrival_s, if given, is on the engine's clock (see now()).")
+      .def(
+          "submit_all",
+          [](PyEngine& e, std::vector<TaskSpec> tasks) {
+            std::vector<std::shared_ptr<TaskHandle>> handles;
+            {
+              py::gil_scoped_release release;
+              handles = e.get().submit_all(std::move(tasks));
+            }
+            std::vector<std::unique_ptr<PyTaskHandle>> wrapped;
+            for (auto& handle : handles) wrapped.push_back(e.wrap(std::move(handle)));
+            return wrapped;
+          },
+          py::arg("tasks"), "All at once; arrival_s, if given, is in seconds after this call.")
+      .def(
+          "cancel", [](PyEngine& e, TaskId id) { return e.get().cancel(id); }, py::arg("id"), nogil)
+      .def(
+          "wait_idle",
+          [](PyEngine& e) {
+            wait_with_signals(-1, [&](double seconds) { return e.get().wait_idle(seconds); });
+          },
+          "Until no task is live or scheduled.")
+      .def("close", &PyEngine::close)
+      .def("wait_updates", &PyEngine::wait_updates, py::arg("timeout"),
+           "Ids of handles with something new since the last call, or [] after `timeout` seconds. "
+           "For one consumer. Raises StateError once the engine is closed and nothing is left.")
+      .def("now", [](PyEngine& e) { return e.get().now(); })
+      .def("stats", [](PyEngine& e) { return stats_dict(e.get().stats()); })
+      .def(
+          "inspect_policy", [](PyEngine& e) { return e.get().inspect_policy(); }, nogil)
+      .def(
+          "latency_json", [](PyEngine& e) { return e.get().latency_json(); }, nogil)
+      .def("drain_events", [](PyEngine& e) { return event_list(e.get().drain_events()); })
+      .def("drain_steps", [](PyEngine& e) { return steps_dict(e.get().drain_steps()); })
+      .def(
+          "check_integrity", [](PyEngine& e) { e.get().check_integrity(); }, nogil);
+}
+
 }  // namespace slicellm

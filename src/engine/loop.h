@@ -1,0 +1,123 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <queue>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "engine/recorder.h"
+#include "engine/task_table.h"
+#include "kv/ledger.h"
+#include "slicellm/clock.h"
+#include "slicellm/engine.h"
+#include "slicellm/executor.h"
+#include "slicellm/latency_model.h"
+#include "slicellm/policy.h"
+
+namespace slicellm {
+
+// A task that has ended, for whoever tells its caller.
+struct EndedTask {
+  std::shared_ptr<TaskResultBox> handle;
+  FinishReason reason = FinishReason::none;
+  std::string error;
+  double time = 0;
+};
+
+// The road of a task, one step at a time: arrivals and deadlines become events for the policy, its
+// plan is checked, applied to the KV ledger, lowered to a batch, run and committed. Holds no thread
+// and no lock; used by one thread. Whatever throws (a policy, an executor, a broken plan) passes
+// through `iterate`; then only `fail` may be called.
+class Loop {
+ public:
+  Loop(std::shared_ptr<Executor> executor, std::unique_ptr<Policy> policy,
+       std::unique_ptr<LatencyModel> latency, std::shared_ptr<Clock> clock,
+       const EngineOptions& options);  // `options` must outlive the loop
+
+  void enqueue(std::unique_ptr<TaskState> task);
+  void cancel(TaskId id);  // unknown ids are ignored
+  void cancel_all();
+
+  // Takes in what is due and runs at most one step. Returns when to come back: a time that has
+  // passed = at once, infinity = when there is something new.
+  double iterate();
+  // Ends every task with reason error. Does not call the policy. Never throws.
+  void fail(const std::string& sentence) noexcept;
+
+  // Time before the next `iterate` is idle time, no overhead.
+  void restart_watch() { mark_ = Watch::now(); }
+
+  std::vector<EndedTask>& ended() { return ended_; }  // emptied by its reader
+  Recorder& recorder() { return recorder_; }
+  const Policy& policy() const { return *policy_; }
+  const LatencyModel& latency() const { return *latency_; }
+  EngineStats stats() const;  // without `submitted`
+  void check_integrity() const;
+
+ private:
+  using Watch = std::chrono::steady_clock;
+  struct Row {  // a sequence of the batch and its slot
+    int32_t slot = 0;
+    int32_t tokens = 0;
+    bool prefill = false;
+  };
+
+  View make_view(double now) const;
+  template <typename Call>
+  void call_policy(Call call) {
+    const auto start = Watch::now();
+    call(*policy_);
+    policy_seconds_ += std::chrono::duration<double>(Watch::now() - start).count();
+  }
+  void take_in(double now);
+  std::string refusal(const TaskState& task) const;  // why it can never fit, or empty
+  void end_scheduled(std::unique_ptr<TaskState> task, FinishReason reason, std::string error,
+                     double now);
+  void finish(int32_t slot, FinishReason reason, std::string error, double now);
+  double next_time();
+
+  void run(const StepPlan& plan, double now);
+  void move_kv(const std::vector<KvAction>& actions, double now, Batch& batch);
+  void add_row(int32_t slot, int32_t tokens, bool prefill, double now, Batch& batch);
+  StepResult execute(Batch batch, double now);
+  void commit_rows(StepResult& result, double end);
+  FinishReason commit_token(TaskState& task, RowResult& row, double end);
+
+  std::shared_ptr<Executor> executor_;
+  std::unique_ptr<Policy> policy_;
+  std::unique_ptr<LatencyModel> latency_;
+  std::shared_ptr<Clock> clock_;
+  const EngineOptions& options_;
+
+  std::map<std::pair<double, TaskId>, std::unique_ptr<TaskState>> scheduled_;
+  std::unordered_map<TaskId, double> scheduled_arrival_;
+  using Deadline = std::pair<double, TaskId>;
+  std::priority_queue<Deadline, std::vector<Deadline>, std::greater<>> deadlines_;
+  TaskTable table_;
+  KvLedger ledger_;
+  PlanChecker checker_;
+  Recorder recorder_;
+  std::vector<EndedTask> ended_;
+  EngineStats stats_;
+  bool dirty_ = false;  // something has lived since the last idle check
+
+  // Of the step in progress; kept to reuse their memory.
+  std::vector<Row> rows_;
+  struct Leaving {
+    int32_t slot;
+    FinishReason reason;
+    std::string error;
+  };
+  std::vector<Leaving> leaving_;
+  StepOutcome outcome_;
+
+  Watch::time_point mark_ = Watch::now();  // where the overhead of the next step begins
+  double policy_seconds_ = 0, executor_seconds_ = 0;
+};
+
+}  // namespace slicellm
