@@ -33,6 +33,9 @@ struct LinearSource {
   // > 0: the rows of the (one) part lie [head][q, k, v][head_dim] for this many heads and are
   // brought into the order q of all heads, k of all heads, v of all heads (ChatGLM-6B).
   int32_t interleaved_heads = 0;
+  // The matrix is the embedding table, which files keep as floats: packed in the dtype of the other
+  // linear layers.
+  bool tied = false;
 };
 
 struct LayerSource {

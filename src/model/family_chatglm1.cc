@@ -71,6 +71,7 @@ ModelLayout layout(const ModelFile& file) {
   spec.tied_embeddings = !file.contains("lm_head.weight");
   result.head = {
       {{spec.tied_embeddings ? kEmbedding : "lm_head", spec.vocab}}, width, Bias::optional, 0};
+  result.head.tied = spec.tied_embeddings;
   return result;
 }
 

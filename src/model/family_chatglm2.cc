@@ -103,6 +103,7 @@ ModelLayout layout(const ModelFile& file) {
                  spec.hidden,
                  Bias::optional,
                  0};
+  result.head.tied = spec.tied_embeddings;
   return result;
 }
 

@@ -114,6 +114,7 @@ ModelLayout llama_layout(const ModelFile& file, const char* family, Bias qkv_bia
                  spec.hidden,
                  Bias::optional,
                  0};
+  result.head.tied = spec.tied_embeddings;
   return result;
 }
 

@@ -137,8 +137,12 @@ void WeightLoader::advance(uint64_t bytes) {
 }
 
 std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source, bool gated) {
-  const bool convertible = file_.kind() == ModelFileKind::hf_dir;
-  const DTypeSpec target = options_.dtype_auto ? DTypeSpec{} : options_.dtype;
+  std::optional<DTypeSpec> target;
+  if (file_.kind() == ModelFileKind::hf_dir) {
+    target = options_.dtype_auto ? DTypeSpec{} : options_.dtype;
+  } else if (source.tied) {
+    target = linear_dtype_;
+  }
   std::vector<Weight> stack;
   std::vector<std::vector<float>> biases;
   uint64_t bytes = 0;
@@ -155,7 +159,7 @@ std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source, b
       w = gather_rows(w, order);
       if (!bias.empty()) bias = gather(bias, order, 1);
     }
-    if (convertible) w = convert(w, target, device_.threads());
+    if (target && !is_quantized(w.dtype)) w = convert(w, *target, device_.threads());
     note(w);
     stack.push_back(std::move(w));
     biases.push_back(std::move(bias));
@@ -166,6 +170,7 @@ std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source, b
                 to_string(dtype_of(stack.front())) + ", the dtype of " + stack.front().name +
                     " with which it is computed");
   }
+  if (!linear_dtype_) linear_dtype_ = dtype_of(stack.front());
   std::unique_ptr<PackedLinear> packed = device_.pack(stack, biases, options_.activation, gated);
   advance(bytes);
   return packed;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -37,7 +38,8 @@ class WeightLoader {
   const ModelFile& file_;
   Device& device_;
   const ModelOptions& options_;
-  uint64_t done_ = 0, total_ = 0;  // progress in bytes of the file
+  uint64_t done_ = 0, total_ = 0;          // progress in bytes of the file
+  std::optional<DTypeSpec> linear_dtype_;  // of the first linear layer
   std::string inventory_;
 };
 
