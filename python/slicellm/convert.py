@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from . import _core
 from .errors import FormatError, IoError, make_error
@@ -111,12 +112,8 @@ def _copy_side_files(source: Path, target: Path) -> None:
     for path in names:
         if path.is_file():
             _check_inside(path, source)
-            _write(target / path.name, lambda stream, path=path: _copy(path, stream))
-
-
-def _copy(path: Path, stream: Any) -> None:
-    with path.open("rb") as source:
-        shutil.copyfileobj(source, stream)
+            with path.open("rb") as stream:
+                _write(target / path.name, stream)
 
 
 def _check_inside(path: Path, directory: Path) -> None:
@@ -128,12 +125,12 @@ def _check_inside(path: Path, directory: Path) -> None:
         raise make_error(FormatError, path.name, value, "a file inside it")
 
 
-def _write(path: Path, fill: Callable[[Any], None]) -> None:
+def _write(path: Path, content: BinaryIO) -> None:
     """Writes a file under a temporary name and renames it."""
     temporary = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         with temporary.open("wb") as stream:
-            fill(stream)
+            shutil.copyfileobj(content, stream)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -153,7 +150,7 @@ def _write_side_files(file: _core.ModelFile, target: Path) -> None:
     if TOKENIZER_CONFIG_KEY in file.config:
         contents["tokenizer_config.json"] = file.config[TOKENIZER_CONFIG_KEY].encode()
     for name, data in contents.items():
-        _write(target / name, lambda stream, data=data: stream.write(data))
+        _write(target / name, io.BytesIO(data))
 
 
 def json_config(config: Mapping[str, str]) -> bytes:
