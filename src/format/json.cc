@@ -52,10 +52,12 @@ class Parser {
     if (!accept(c)) fail_here(what);
   }
 
+  void check_depth(int depth) const {
+    if (depth < kMaxDepth) return;
+    fail("values nested deeper than " + std::to_string(kMaxDepth), "at most that depth");
+  }
+
   void parse_value(JsonValue& value, int depth) {
-    if (depth > kMaxDepth) {
-      fail("values nested deeper than " + std::to_string(kMaxDepth), "at most that depth");
-    }
     if (++values_ > kMaxValues) {
       fail("more than " + std::to_string(kMaxValues) + " values", "at most that many");
     }
@@ -88,6 +90,7 @@ class Parser {
   }
 
   void parse_object(JsonValue& value, int depth) {
+    check_depth(depth);
     value.kind = JsonValue::Kind::object;
     ++position_;
     skip_space();
@@ -111,6 +114,7 @@ class Parser {
   }
 
   void parse_array(JsonValue& value, int depth) {
+    check_depth(depth);
     value.kind = JsonValue::Kind::array;
     ++position_;
     skip_space();

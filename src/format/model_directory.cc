@@ -123,8 +123,10 @@ class ModelDirectory final : public ModelFile {
   };
 
   void refuse_quantised() const {
-    const std::string method = config_.get_string("quantization_config.quant_method", "");
-    if (method.empty()) return;
+    const std::string prefix = "quantization_config.";
+    const auto first = config_.values.lower_bound(prefix);
+    if (first == config_.values.end() || !first->first.starts_with(prefix)) return;
+    const std::string method = config_.get_string(prefix + "quant_method", "an unnamed method");
     throw Error(ErrorKind::unsupported, "quantization_config", shown(method),
                 "an unquantised float32, float16 or bfloat16 checkpoint");
   }
