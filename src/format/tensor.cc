@@ -39,6 +39,7 @@ void decode_int4(const uint8_t* data, int64_t first, int64_t count, float minimu
 }  // namespace
 
 void decode(const Weight& w, int64_t first, int64_t count, float* out) {
+  if (count == 0) return;  // `out` may be null then
   const auto* data = static_cast<const uint8_t*>(w.data);
   switch (w.dtype) {
     case DType::float32:
