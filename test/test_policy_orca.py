@@ -39,7 +39,7 @@ def test_rows_of_the_engine_cap_the_batch() -> None:
 
 
 def test_kv_is_reserved_for_prompt_and_max_tokens() -> None:
-    # 16 + 64 tokens are 5 blocks, though a prompt takes one at first: two fit in 10.
+    # 16 + 64 tokens are 5 blocks (the last one's KV is not needed), though a prompt takes one at first: two fit in 10.
     t = table(total_blocks=10)
     for _ in range(3):
         t.add(prompt_len=16, max_tokens=64)
@@ -90,7 +90,7 @@ def test_an_indivisible_prompt_waits_for_room() -> None:
 
 def test_impossible_tasks_are_rejected_and_do_not_block_the_queue() -> None:
     t = table(max_step_tokens=16, total_blocks=4)
-    t.add(prompt_len=60, max_tokens=5)  # 65 tokens, 4 blocks hold 64
+    t.add(prompt_len=60, max_tokens=6)  # 66 tokens; 4 blocks hold 64, and the last needs no KV
     t.add(prompt_len=17, prefill_divisible=False)
     t.add(prompt_len=16)
     plan = t.step()
@@ -98,7 +98,7 @@ def test_impossible_tasks_are_rejected_and_do_not_block_the_queue() -> None:
         (0, "rejected"),
         (1, "rejected"),
     ]
-    assert "expected at most 64, the size of the KV cache" in plan.endings[0][2]
+    assert "got 66 tokens, expected at most 65, which the KV cache can hold" in plan.endings[0][2]
     assert "expected at most 16, the size of a step" in plan.endings[1][2]
     assert plan.prefill == ((2, 16),)
 

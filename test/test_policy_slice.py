@@ -445,7 +445,7 @@ def test_an_indivisible_prefill_gets_its_own_step() -> None:
 def test_impossible_tasks_are_rejected_with_a_reason() -> None:
     t = table(max_step_tokens=16, total_blocks=8)
     add(t, 50, prompt_len=17, max_tokens=8, prefill_divisible=False)
-    add(t, 50, prompt_len=100, max_tokens=29)  # 129 tokens, 8 blocks hold 128
+    add(t, 50, prompt_len=100, max_tokens=30)  # 130 tokens; 8 blocks hold all but one and the last
     fits = add(t, 50, prompt_len=16, max_tokens=100)
     plan = t.step()
     assert [(slot, reason) for slot, reason, _ in plan.endings] == [
@@ -454,7 +454,7 @@ def test_impossible_tasks_are_rejected_with_a_reason() -> None:
     ]
     messages = [message for _, _, message in plan.endings]
     assert messages[0].startswith("prompt: got 17 tokens, expected at most 16")
-    assert messages[1].startswith("prompt and max_tokens: got 129 tokens, expected at most 128")
+    assert messages[1].startswith("prompt + max_tokens: got 130 tokens, expected at most 129")
     assert plan.prefill == ((fits, 16),)
     assert t.ended == {0: "rejected", 1: "rejected"}
 
@@ -471,7 +471,7 @@ def test_kv_is_capped_at_selection() -> None:
 
 
 def test_a_short_task_reserves_no_more_than_it_can_use() -> None:
-    # 10 + min(20, 6) = 16 tokens: one block each.
+    # The first 10 + 6 tokens at most, of 10 + 20 in a cycle: one block each.
     t = table(steps=[5, 6, 7], total_blocks=3)
     for _ in range(3):
         add(t, 50, max_tokens=6)

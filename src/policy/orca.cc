@@ -72,7 +72,7 @@ class Orca : public Policy {
 
  private:
   static int32_t reservation(const TaskView& task, const View& view) {
-    return view.blocks_for(int64_t{task.prompt_len} + task.max_tokens);
+    return view.blocks_for(most_kv_tokens(task));
   }
 
   const int32_t max_batch_;

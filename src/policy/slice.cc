@@ -188,9 +188,8 @@ std::vector<int32_t> Slice::ranked(const View& view, const std::vector<int32_t>&
 
 int64_t Slice::need(int32_t slot, const View& view) const {
   const TaskView& task = view.tasks[slot];
-  const int64_t most = int64_t{task.prompt_len} + task.max_tokens;
-  return view.blocks_for(
-      std::min(most, int64_t{task.prompt_len} + task.produced + tasks_[slot].rate));
+  const int64_t after_cycle = int64_t{task.prompt_len} + task.produced + tasks_[slot].rate;
+  return view.blocks_for(std::min(most_kv_tokens(task), after_cycle));
 }
 
 Selection Slice::select(const View& view) const {

@@ -86,11 +86,11 @@ void StepBuilder::reject(int32_t slot, std::string message) {
 }
 
 std::string never_runs(const TaskView& task, const View& view) {
-  const int64_t tokens = int64_t{task.prompt_len} + task.max_tokens;
+  const int64_t tokens = most_kv_tokens(task);
   const int64_t room = int64_t{view.total_blocks} * view.block_tokens;
   if (tokens > room) {
-    return "prompt and max_tokens: got " + std::to_string(tokens) + " tokens, expected at most " +
-           std::to_string(room) + ", the size of the KV cache";
+    return "prompt + max_tokens: got " + std::to_string(tokens + 1) + " tokens, expected at most " +
+           std::to_string(room + 1) + ", which the KV cache can hold";
   }
   if (!task.prefill_divisible && task.prompt_len > view.max_step_tokens) {
     return "prompt: got " + std::to_string(task.prompt_len) + " tokens, expected at most " +

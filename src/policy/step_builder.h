@@ -53,6 +53,11 @@ inline bool arrives_before(const TaskView& a, const TaskView& b) {
   return a.arrival != b.arrival ? a.arrival < b.arrival : a.id < b.id;
 }
 
+// The most tokens of KV that `task` can come to need: the last token's K and V are never used.
+inline int64_t most_kv_tokens(const TaskView& task) {
+  return int64_t{task.prompt_len} + task.max_tokens - 1;
+}
+
 // Why `task` can never run under `view`'s limits, as one sentence; empty if it can.
 std::string never_runs(const TaskView& task, const View& view);
 
