@@ -145,7 +145,9 @@ def test_native_policies_serve(model: _core.Model, text: str) -> None:
 
 
 def test_an_engine_needs_a_policy(model: _core.Model) -> None:
-    with pytest.raises(_core.InvalidArgument, match="expected a policy's name or a slicellm.Policy"):
+    with pytest.raises(
+        _core.InvalidArgument, match="expected a policy's name or a slicellm.Policy"
+    ):
         _core.Engine(model, 3, LATENCY)  # type: ignore[arg-type]
     with pytest.raises(_core.InvalidArgument, match='policy: got "fifo", expected one of slice'):
         _core.Engine(model, "fifo", LATENCY)
