@@ -117,7 +117,9 @@ def write_safetensors(path: Path, weights: Mapping[str, Array]) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data))
 
 
-def llama_config(vocab: int, layers: int = 2, hidden: int = 64) -> dict[str, Any]:
+def llama_config(
+    vocab: int, layers: int = 2, hidden: int = 64, positions: int = 512
+) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -127,7 +129,7 @@ def llama_config(vocab: int, layers: int = 2, hidden: int = 64) -> dict[str, Any
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": positions,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "hidden_act": "silu",
@@ -171,21 +173,21 @@ def llama_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, Array]:
     return weights
 
 
-def make_llama_flm(path: Path, seed: int = 0) -> Path:
+def make_llama_flm(path: Path, seed: int = 0, positions: int = 512) -> Path:
     """A two-layer llama with a sentencepiece BPE vocabulary (about 400 pieces)."""
     tokens = vocabulary(train_sentencepiece())
-    config = llama_config(len(tokens))
+    config = llama_config(len(tokens), positions=positions)
     text = {key: str(value) for key, value in config.items()}
     text["tokenizer_add_dummy_prefix"] = "True"
     text["tokenizer_remove_extra_whitespaces"] = "False"
     return write_flm(path, text, tokens, llama_weights(config, seed))
 
 
-def make_llama_directory(path: Path, seed: int = 0) -> Path:
+def make_llama_directory(path: Path, seed: int = 0, positions: int = 512) -> Path:
     """The same model as a Hugging Face directory with its tokenizer and a chat template."""
     path.mkdir(parents=True, exist_ok=True)
     model = train_sentencepiece()
-    config = llama_config(len(vocabulary(model)))
+    config = llama_config(len(vocabulary(model)), positions=positions)
     (path / "config.json").write_text(json.dumps(config))
     (path / "tokenizer.model").write_bytes(model)
     template = (

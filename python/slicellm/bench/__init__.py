@@ -4,5 +4,4 @@ arrivals, lengths, workload, taskfile   what the tasks are and when they come (o
 saturation, scenario                    how much a machine can serve; from flags to tasks
 runner, eventlog, metrics               a run, what happened in it, every metric computed from that
 report, plot                            tables, result file, figure
-options                                 the command line
 """

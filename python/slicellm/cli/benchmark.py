@@ -7,20 +7,20 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from slicellm.calibration import latency_model
-from slicellm.model import Model
 
-from slicellm._core import make_policy
-from slicellm.bench import checks, eventlog, metrics, options, plot, report
-from slicellm.bench.runner import Run, Runner
-from slicellm.bench.scenario import Scenario, check_lengths, make_scenario, read_source
-from slicellm.bench.workload import WorkloadTask
-from slicellm.errors import Error, ResourceError, StateError
+from .._core import make_policy
+from ..bench import checks, eventlog, metrics, plot, report
+from ..bench.runner import Run, Runner
+from ..bench.scenario import Scenario, check_lengths, make_scenario, read_source
+from ..bench.workload import WorkloadTask
+from ..calibration import latency_model
+from ..model import Model
+from . import benchmark_flags as flags
+from .common import load_model, run_command
 
 Tasks = Mapping[int, Sequence[WorkloadTask]]  # by seed
 Runs = dict[tuple[str, int], Run]  # by policy and seed
@@ -28,39 +28,32 @@ Runs = dict[tuple[str, int], Run]  # by policy and seed
 
 def main(arguments: Sequence[str] | None = None, prog: str = "benchmark") -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong input."""
-    args = options.build_parser(prog).parse_args(arguments)
-    try:
-        _benchmark(args)
-    except Error as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, (ResourceError, StateError)) else 2
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    args = flags.build_parser(prog).parse_args(arguments)
+    return run_command(prog, lambda: _benchmark(args))
 
 
 def _benchmark(args: argparse.Namespace) -> None:
     # Everything that can be wrong without a model is found before one is loaded.
-    options.check(args)
-    options.note_ineffective(args)
-    policies, seeds = options.policy_names(args), options.seeds(args)
+    flags.check(args)
+    flags.note_ineffective(args)
+    policies, seeds = flags.policy_names(args), flags.seeds(args)
     for policy in policies:
         make_policy(policy)
-    goodput = options.parse_goodput(args.goodput) if args.goodput else None
+    goodput = flags.parse_goodput(args.goodput) if args.goodput else None
     _check_outputs(args)
     source = read_source(args)
 
     console = report.make_console()
-    model = _load(args)
+    model = load_model(args)
     latency = latency_model(model)
     scenario = make_scenario(args, source, lambda text: _encode(model, text), latency)
     tasks = {seed: scenario.tasks(seed) for seed in seeds}
     for planned in tasks.values():
         check_lengths(planned, model.spec["max_positions"])
-    console.print(f"{args.path} on {model.device}\n{scenario.describe()}", soft_wrap=True)
-    kv_bytes = int((args.kv_cache_limit or 0) * 1e6)
-    runner = Runner(model.core, latency.to_json(), model.token_bytes, args.batch, kv_bytes)
+    console.print(f"{model.path} on {model.device}\n{scenario.describe()}", soft_wrap=True)
+    runner = Runner(
+        model.core, latency.to_json(), model.token_bytes, args.batch, args.kv_cache_limit
+    )
     runs = _run_all(args, console, model, runner, scenario, policies, tasks)
 
     computed = [
@@ -97,23 +90,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
     problem = plot.missing() if args.plot else None
     if problem is not None:
         raise checks.invalid("--plot", args.plot, problem)
-
-
-def _load(args: argparse.Namespace) -> Model:
-    with _progress(report.make_console(stderr=True)) as shown:
-        bar = shown.add_task(f"loading {Path(args.path).name}", total=None)
-
-        def update(done: int, total: int) -> None:
-            shown.update(bar, completed=done >> 20, total=total >> 20)
-
-        return Model(
-            args.path,
-            None if args.dtype == "auto" else args.dtype,
-            threads=args.threads,
-            activation=args.atype,
-            kv_cache_dtype=args.kv_cache_dtype,
-            progress=update,
-        )
 
 
 def _encode(model: Model, text: str) -> list[int]:
@@ -165,11 +141,11 @@ def _config(
 ) -> dict[str, Any]:
     """Every flag as resolved, and what else the numbers depend on."""
     work = scenario.work
-    flags = {k: v for k, v in vars(args).items() if k not in ("seed", "seeds", "slice", "ratios")}
+    resolved = ("model", "path", "seed", "seeds", "slice", "ratios")
     return {
-        **flags,
+        **{flag: value for flag, value in vars(args).items() if flag not in resolved},
         "policy": list(policies),
-        "model": args.path,
+        "model": model.path,
         "family": model.spec["family"],
         "weight_bytes": model.weight_bytes,
         "device": model.device,

@@ -108,7 +108,7 @@ def switch(text: str) -> bool:
 
 
 # ---- models --------------------------------------------------------------------------------------
-def add_model_flags(parser: argparse.ArgumentParser, kv_cache: bool = True) -> None:
+def add_model_flags(parser: argparse._ActionsContainer, kv_cache: bool = True) -> None:
     """The model and how it is loaded; names as fastllm has them."""
     parser.add_argument(
         "model",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
-from slicellm.bench import checks
-from slicellm.bench.workload import Slo
+from ..bench import checks
+from ..bench.workload import Slo
+from ..errors import InvalidArgument
+from .common import Parser, add_model_flags, parse_bytes, real, whole
 
 DESCRIPTION = """\
 Runs a workload of tasks, each with its own service-level objectives (SLOs), on a model under one or
@@ -40,47 +42,30 @@ that it declares. Attainment = met / submitted tasks. Exit codes: 0 done, 1 fail
 WITH_SIMULATOR = "comes with the simulator, which this version does not have yet"
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')} (see {self.prog} -h)\n")
+MAX_SEED = 10**18 - 1
+SMALLEST = 1e-9  # stands for "above 0"
 
 
 def _checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
-    """An argparse type from a function that raises ValueErrors with full sentences."""
+    """An argparse type from a function that raises InvalidArgument."""
 
     def convert(text: str) -> Any:
         try:
             return check(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
+        except InvalidArgument as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert
 
 
-def _parse(text: str, kind: Callable[[str], Any]) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        return text  # the range check that follows names the text and what was expected
-
-
-def whole(low: int, high: int) -> Callable[[str], Any]:
-    return _checked(lambda text: checks.integer("", _parse(text, int), low, high))
-
-
-def real(low: float, high: float, *, above: bool = False) -> Callable[[str], Any]:
-    return _checked(lambda text: checks.number("", _parse(text, float), low, high, above=above))
-
-
 def listed(item: Callable[[str], Any]) -> Callable[[str], Any]:
     """Comma-separated values."""
-    return _checked(lambda text: [item(part) for part in text.split(",")])
+    return lambda text: [item(part) for part in text.split(",")]
 
 
-def _slo_scale(text: str) -> Any:
-    return "auto" if text == "auto" else checks.number("", _parse(text, float), 0, 1e6, above=True)
+def slo_scale(text: str) -> Any:
+    """`auto` or a factor."""
+    return text if text == "auto" else real(SMALLEST, 1e6)(text)
 
 
 def split_policies(text: str) -> list[str]:
@@ -94,7 +79,7 @@ def split_policies(text: str) -> list[str]:
         elif name:
             policies.append(name)
         else:
-            raise checks.invalid("", text, "policies separated by commas")
+            raise checks.invalid("policies", text, "names separated by commas")
     return policies
 
 
@@ -106,35 +91,32 @@ def parse_goodput(pairs: list[str]) -> Slo:
         name, _, value = pair.partition(":")
         if name not in names:
             raise checks.invalid("--goodput", pair, "ttft:MS, tpot:MS or e2el:MS")
-        targets[names[name]] = checks.target(f"--goodput {name}", _parse(value, float))
+        try:
+            targets[names[name]] = checks.target(f"--goodput {name}", float(value))
+        except ValueError:
+            raise checks.invalid(f"--goodput {name}", value, "milliseconds above 0") from None
     return Slo(**targets)
 
 
 def build_parser(prog: str = "benchmark") -> Parser:
+    """Every flag, grouped; `check` then looks at them together."""
     parser = Parser(
         prog=prog,
+        usage=f"{prog} -p MODEL [flags]",
         description=DESCRIPTION,
         epilog=EPILOG,
-        allow_abbrev=False,
         add_help=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     count = whole(1, checks.MAX_TASKS)
 
     g = parser.add_argument_group("model and machine")
+    add_model_flags(g)
     g.add_argument(
-        "-p",
-        "--path",
-        metavar="MODEL",
-        required=True,
-        help=".flm file, `ftllm export` directory or Hugging Face directory",
-    )
-    g.add_argument(
-        "-t",
-        "--threads",
-        metavar="N",
-        type=whole(1, 1024),
-        help="CPU threads (default: every usable core)",
+        "--kv-cache-limit",
+        metavar="SIZE",
+        type=parse_bytes,
+        default=0,
+        help="memory for keys and values, such as 2G (default: from free memory)",
     )
     g.add_argument(
         "-b",
@@ -145,27 +127,10 @@ def build_parser(prog: str = "benchmark") -> Parser:
         help="most tasks in one step; a policy may keep to fewer (default 64)",
     )
     g.add_argument(
-        "--dtype",
-        default="auto",
-        metavar="D",
-        help="weights of a Hugging Face directory: float16, int8, int4, int4g128, ... "
-        "(default: as the file has them)",
-    )
-    g.add_argument(
-        "--atype",
-        default="auto",
-        choices=["auto", "float32", "int8"],
-        help="activations in quantised layers (default auto)",
-    )
-    g.add_argument("--kv-cache-dtype", default="float16", choices=["float16", "float32"])
-    g.add_argument(
-        "--kv-cache-limit",
-        metavar="MB",
-        type=real(0, 1e9, above=True),
-        help="memory for keys and values (default: from free memory)",
-    )
-    g.add_argument(
-        "--executor", default="cpu", metavar="cpu", help="what runs the steps; this version has cpu"
+        "--executor",
+        default="cpu",
+        metavar="cpu",
+        help="what runs the steps; this version has cpu",
     )
 
     g = parser.add_argument_group("policies")
@@ -182,7 +147,7 @@ def build_parser(prog: str = "benchmark") -> Parser:
     g.add_argument(
         "--ratios",
         metavar="R[,R]",
-        type=listed(real(0, 1, above=True)),
+        type=listed(real(SMALLEST, 1)),
         help="SLICE's period ratio, the part of each second that it plans for; several "
         "run SLICE once with each",
     )
@@ -245,7 +210,7 @@ def build_parser(prog: str = "benchmark") -> Parser:
     g.add_argument(
         "--slo-scale",
         metavar="X",
-        type=_checked(_slo_scale),
+        type=slo_scale,
         help="multiplies every target; auto = l(1) of this machine / 14 ms, so that it faces "
         "the same problem as the paper's GPU (default auto; 1 for files, --test-mode)",
     )
@@ -253,14 +218,14 @@ def build_parser(prog: str = "benchmark") -> Parser:
     seeds.add_argument(
         "--seed",
         metavar="N",
-        type=whole(0, (1 << 63) - 1),
+        type=whole(0, MAX_SEED),
         default=0,
         help="same seed, same tasks (default 0)",
     )
     seeds.add_argument(
         "--seeds",
         metavar="N,N,...",
-        type=listed(whole(0, (1 << 63) - 1)),
+        type=listed(whole(0, MAX_SEED)),
         help="one run a seed; prints mean and standard deviation",
     )
 
@@ -273,20 +238,20 @@ def build_parser(prog: str = "benchmark") -> Parser:
         "--request-rate",
         dest="rate",
         metavar="R",
-        type=real(0, 1e6, above=True),
+        type=real(SMALLEST, 1e6),
         help="tasks per second",
     )
     g.add_argument(
         "--load",
         metavar="X",
-        type=real(0, 1e3, above=True),
+        type=real(SMALLEST, 1e3),
         help="the rate as a multiple of saturation (default 1); saturation = the rate at which "
         "prefill and decode at the best batch take all of the machine's time",
     )
     g.add_argument(
         "--burstiness",
         metavar="X",
-        type=real(0, 1e6, above=True),
+        type=real(SMALLEST, 1e6),
         help="gamma instead of Poisson arrivals: below 1 burstier, above 1 more even",
     )
     g.add_argument(
@@ -341,10 +306,10 @@ def build_parser(prog: str = "benchmark") -> Parser:
     return parser
 
 
-def _exclusive(args: argparse.Namespace, flags: dict[str, bool]) -> None:
+def _exclusive(flags: dict[str, bool]) -> None:
     given = [flag for flag, is_given in flags.items() if is_given]
     if len(given) > 1:
-        raise checks.invalid("flags", " and ".join(given), "only one of them")
+        raise checks.invalid("flags " + " and ".join(given), len(given), "only one of them")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -362,7 +327,6 @@ def check(args: argparse.Namespace) -> None:
     random = args.poisson or args.burstiness is not None
     rated = random or args.rate is not None or args.load is not None
     _exclusive(
-        args,
         {
             "-f": args.file is not None,
             "--tasks": args.tasks is not None,
@@ -371,7 +335,6 @@ def check(args: argparse.Namespace) -> None:
         },
     )
     _exclusive(
-        args,
         {
             "--dataset-path": args.dataset_path is not None,
             "-f": args.file is not None,
@@ -379,9 +342,8 @@ def check(args: argparse.Namespace) -> None:
             "--test-mode": args.test_mode,
         },
     )
-    _exclusive(args, {"--lambda": args.rate is not None, "--load": args.load is not None})
+    _exclusive({"--lambda": args.rate is not None, "--load": args.load is not None})
     _exclusive(
-        args,
         {
             "--poisson, --lambda, --load or --burstiness": rated,
             "--intervals": args.intervals is not None,
