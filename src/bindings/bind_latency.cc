@@ -35,6 +35,21 @@ std::unique_ptr<LatencyModel> fit(
   return fit_latency_model(samples, provenance);
 }
 
+using ProgressCallback = std::function<void(uint64_t, uint64_t)>;
+
+std::unique_ptr<LatencyModel> calibrate_model(const std::shared_ptr<Model>& model,
+                                              const py::object& seconds,
+                                              const std::optional<ProgressCallback>& progress) {
+  const double time = to_number(seconds, "seconds");
+  ProgressCallback report = [&progress](uint64_t done, uint64_t total) {
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
+    if (progress) (*progress)(done, total);
+  };
+  py::gil_scoped_release release;
+  return calibrate(model, time, report);
+}
+
 }  // namespace
 
 void bind_latency(py::module_& m) {
@@ -77,6 +92,10 @@ void bind_latency(py::module_& m) {
           },
           py::arg("ms"), py::arg("tokens"), py::arg("rows"), py::arg("context") = 0.0,
           py::arg("chunk_work") = 0.0, py::arg("swap_bytes") = 0.0, py::arg("prefill_tokens") = 0);
+  m.def("calibrate", &calibrate_model, py::arg("model"), py::arg("seconds") = 10.0,
+        py::arg("progress") = py::none(),
+        "Measures decode batches, contexts and prefill chunks of a model on this machine for about "
+        "`seconds`; progress(done_ms, total_ms). The model must not run elsewhere meanwhile.");
 }
 
 }  // namespace slicellm
