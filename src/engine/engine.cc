@@ -145,8 +145,9 @@ class EngineImpl final : public Engine {
 
   void require_open(size_t more) const {
     if (closing_ || !error_.empty()) throw stopped();
-    if (open_.size() + more > static_cast<size_t>(options_.max_queue)) {
-      throw Error(ErrorKind::resource, "queue", std::to_string(open_.size() + more) + " live tasks",
+    const size_t wanted = static_cast<size_t>(submitted_ - stats_.finished) + more;
+    if (wanted > static_cast<size_t>(options_.max_queue)) {
+      throw Error(ErrorKind::resource, "queue", std::to_string(wanted) + " live tasks",
                   "at most max_queue = " + std::to_string(options_.max_queue));
     }
   }

@@ -1,0 +1,510 @@
+// The engine loop on a toy executor: times, reasons, event order, faults. Time is virtual, so every
+// expected number is worked out by hand: a step takes 10 ms + 1 ms a token.
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <mutex>
+#include <thread>
+
+#include "check.h"
+#include "toy_engine.h"
+
+using namespace slicellm;
+using test::throws;
+
+namespace {
+
+// Runs a function as its plan.
+class ScriptPolicy : public Policy {
+ public:
+  explicit ScriptPolicy(std::function<StepPlan(const View&)> plan) : plan_(std::move(plan)) {}
+  std::string name() const override { return "script"; }
+  void on(const TaskEvent& event, const View& view) override {
+    const TaskView& task = view.tasks[event.slot];
+    log.push_back((event.kind == TaskEventKind::arrive ? "arrive " : "finish ") +
+                  std::to_string(task.id) + " " + to_string(event.reason));
+    if (event.kind == TaskEventKind::finish) {
+      CHECK(task.kv == KvState::none && task.blocks == 0);
+      for (int32_t slot : view.live) CHECK(slot != event.slot);
+    }
+  }
+  StepPlan plan(const View& view) override { return plan_(view); }
+  void commit(const StepPlan&, const StepOutcome& outcome, const View& view) override {
+    log.push_back("commit " + std::to_string(outcome.token_slots.size()));
+    for (int32_t slot : outcome.token_slots) CHECK(view.tasks[slot].id > 0);
+  }
+  std::string inspect() const override { return "{\"calls\":" + std::to_string(log.size()) + "}"; }
+  std::vector<std::string> log;
+
+ private:
+  std::function<StepPlan(const View&)> plan_;
+};
+
+// Whole prompts as they come, and everything decodes.
+StepPlan run_all(const View& view) {
+  StepPlan plan;
+  for (int32_t slot : view.live) {
+    const TaskView& task = view.tasks[slot];
+    if (task.ready_to_decode()) {
+      plan.decode.push_back(slot);
+    } else {
+      plan.prefill.push_back({slot, task.pending()});
+    }
+  }
+  return plan;
+}
+
+struct Rig {
+  explicit Rig(std::function<StepPlan(const View&)> plan = run_all, EngineOptions options = {},
+               int32_t blocks = 32, int32_t host_blocks = 16) {
+    executor = std::make_shared<test::ToyExecutor>(blocks, host_blocks, 4);
+    clock = std::make_shared<test::VirtualClock>();
+    auto owned = std::make_unique<ScriptPolicy>(std::move(plan));
+    policy = owned.get();
+    engine = Engine::make(executor, std::move(owned), test::toy_latency(), clock, options);
+  }
+  std::string events() {
+    std::string text;
+    for (const LogEvent& e : engine->drain_events()) {
+      char line[64];
+      std::snprintf(line, sizeof line, "%g %lld %s %d\n", std::round(e.t * 1e6) / 1e3,
+                    static_cast<long long>(e.task), to_string(e.kind),
+                    e.kind == EventKind::token ? 0 : e.value);
+      text += line;
+    }
+    return text;
+  }
+  std::shared_ptr<test::ToyExecutor> executor;
+  std::shared_ptr<test::VirtualClock> clock;
+  ScriptPolicy* policy;
+  std::unique_ptr<Engine> engine;
+};
+
+TaskSpec make_task(std::vector<int32_t> prompt, int32_t max_tokens,
+                   std::optional<double> arrival = std::nullopt) {
+  TaskSpec task;
+  task.prompt = std::move(prompt);
+  task.max_tokens = max_tokens;
+  task.arrival = arrival;
+  return task;
+}
+
+std::vector<int32_t> ids(const TaskResult& result) {
+  std::vector<int32_t> all;
+  for (const Token& token : result.tokens) all.push_back(token.id);
+  return all;
+}
+
+constexpr const char* kTwoTasks =
+    "0 1 arrive 0\n"
+    "0 1 admit 0\n"
+    "13 1 prefill 3\n"
+    "13 1 token 0\n"
+    "5 2 arrive 0\n"  // during the first step; served after it
+    "13 2 admit 0\n"
+    "26 2 prefill 2\n"
+    "26 2 token 0\n"
+    "26 1 token 0\n"
+    "26 1 finish 2\n"
+    "37 2 token 0\n"
+    "37 2 finish 2\n";
+
+void test_two_tasks() {
+  Rig rig;
+  auto handles = rig.engine->submit_all({make_task({1, 2, 3}, 2), make_task({4, 5}, 2, 0.005)});
+  CHECK(rig.engine->wait_idle(10));
+  CHECK(rig.events() == kTwoTasks);
+  const TaskResult first = handles[0]->wait(0), second = handles[1]->wait(0);
+  CHECK(ids(first) == test::toy_output({1, 2, 3}, 2));
+  CHECK(ids(second) == test::toy_output({4, 5}, 2));
+  CHECK(second.arrival == 0.005 && second.prompt_tokens == 2);
+  CHECK(std::abs(second.tokens[0].time - 0.026) < 1e-6);
+  CHECK(first.reason == FinishReason::length && std::abs(first.finish_time - 0.026) < 1e-6);
+  const std::vector<std::string> expected = {"arrive 1 none",  "commit 1",        "arrive 2 none",
+                                             "commit 2",       "finish 1 length", "commit 1",
+                                             "finish 2 length"};
+  CHECK(rig.policy->log == expected);
+
+  const std::vector<StepRecord> steps = rig.engine->drain_steps();
+  CHECK(steps.size() == 3);
+  CHECK(steps[1].decode_rows == 1 && steps[1].prefill_rows == 1 && steps[1].prefill_tokens == 2);
+  CHECK(std::abs(steps[1].start - 0.013) < 1e-6 && std::abs(steps[1].duration - 0.013) < 1e-6);
+  // The table says 10 ms a decode step, 10 ms + 1 ms a token for prefill.
+  CHECK(std::abs(steps[1].predicted - 0.022) < 1e-9);
+  CHECK(steps[1].plan_seconds >= 0 && steps[1].overhead_seconds >= 0);
+  CHECK(rig.engine->drain_steps().empty() && rig.engine->drain_events().empty());
+  const EngineStats stats = rig.engine->stats();
+  CHECK(stats.steps == 3 && stats.submitted == 2 && stats.finished == 2 && stats.live == 0);
+  CHECK(rig.engine->inspect_policy() == "{\"calls\":7}");
+  CHECK(rig.engine->latency_json().find("\"table\"") != std::string::npos);
+}
+
+void test_reasons() {
+  const std::vector<int32_t> output = test::toy_output({7, 9}, 6);
+  EngineOptions options;
+  options.eos_ids = {output[2]};
+  options.vocab = test::kToyVocab;
+  for (int32_t id = 0; id < test::kToyVocab; ++id) {
+    options.token_bytes.push_back(" " + std::to_string(id));
+  }
+  Rig rig(run_all, options);
+  auto text = [&](size_t count) {
+    std::string all;
+    for (size_t i = 0; i < count; ++i) all += " " + std::to_string(output[i]);
+    return all;
+  };
+  auto run = [&](TaskSpec task) { return rig.engine->submit(std::move(task))->wait(10); };
+
+  TaskResult r = run(make_task({7, 9}, 6));
+  CHECK(r.reason == FinishReason::stop && r.tokens.size() == 3 && r.text == text(2));
+
+  TaskSpec task = make_task({7, 9}, 6);
+  task.ignore_eos = true;
+  r = run(task);
+  CHECK(r.reason == FinishReason::length && r.tokens.size() == 6 && r.text == text(6));
+
+  task.stop_ids = {output[3]};
+  r = run(task);
+  CHECK(r.reason == FinishReason::stop && r.tokens.size() == 4 && r.text == text(3));
+
+  // A stop string over two tokens: held back, then cut; the token that completed it is reported.
+  task.stop_ids.clear();
+  task.stop = {std::to_string(output[1]).substr(1) + " " + std::to_string(output[2]).substr(0, 1)};
+  r = run(task);
+  CHECK(r.reason == FinishReason::stop && r.tokens.size() == 3);
+  CHECK(r.text == text(1) + " " + std::to_string(output[1]).substr(0, 1));
+
+  // A workload's task ends at its true length, not at the model's end of sequence.
+  task = make_task({7, 9}, 6);
+  task.true_output_tokens = 5;
+  r = run(task);
+  CHECK(r.reason == FinishReason::stop && r.tokens.size() == 5 && r.text == text(5));
+  task.true_output_tokens = 9;
+  CHECK(run(task).reason == FinishReason::length);
+
+  rig.engine->check_integrity();
+}
+
+void test_deadline() {
+  // While running: two tokens fit, the third would come at 13 + 11 + 11 = 35 ms.
+  Rig rig;
+  TaskSpec task = make_task({1, 2, 3}, 10);
+  task.slo.deadline = 0.03;
+  TaskResult r = rig.engine->submit(task)->wait(10);
+  CHECK(r.reason == FinishReason::length && r.tokens.size() == 10);  // a target, not an end
+
+  task.stop_at_deadline = true;
+  const double start = rig.clock->now();
+  r = rig.engine->submit(task)->wait(10);
+  CHECK(r.reason == FinishReason::deadline && ids(r) == test::toy_output({1, 2, 3}, 2));
+  CHECK(std::abs(r.finish_time - start - 0.035) < 1e-6);
+
+  // While waiting: the policy lets it sleep beyond its deadline.
+  Rig idle([](const View& view) {
+    StepPlan plan;
+    plan.wake_at = view.now + 100;
+    return plan;
+  });
+  r = idle.engine->submit(task)->wait(10);
+  CHECK(r.reason == FinishReason::deadline && r.tokens.empty());
+  CHECK(std::abs(r.finish_time - r.arrival - 0.03) < 1e-6);
+  idle.engine->check_integrity();
+}
+
+void test_rejected() {
+  EngineOptions options;
+  options.max_context = 64;
+  options.max_queue = 3;
+  Rig rig(run_all, options, 8);  // room for 32 tokens
+  TaskResult r = rig.engine->submit(make_task({1, 2}, 31))->wait(10);
+  CHECK(r.reason == FinishReason::length && r.tokens.size() == 31);  // the last needs no KV
+  r = rig.engine->submit(make_task({1, 2}, 32))->wait(10);
+  CHECK(r.reason == FinishReason::rejected && r.tokens.empty());
+  CHECK(r.error ==
+        "prompt + max_tokens: got 34 tokens, expected at most what 8 KV blocks of 4 tokens hold");
+  r = rig.engine->submit(make_task({1, 2}, 63))->wait(10);
+  CHECK(r.error == "prompt + max_tokens: got 65 tokens, expected at most 64 (max_context)");
+  const std::string events = rig.events();
+  CHECK(events.find(" 2 arrive 0\n") != std::string::npos);
+  CHECK(events.find(" 2 reject 5\n") != std::string::npos);
+  CHECK(events.find(" 2 finish") == std::string::npos);
+
+  rig.engine->submit_all({make_task({1}, 1, 50.0), make_task({1}, 1, 60.0)});
+  CHECK(throws(ErrorKind::resource, "queue", [&] {
+    rig.engine->submit_all({make_task({1}, 1), make_task({1}, 1)});  // all or nothing
+  }));
+  CHECK(rig.engine->submit(make_task({1}, 1))->wait(10).reason == FinishReason::length);
+
+  options = {};
+  options.prefill_divisible = false;
+  options.max_rows = 4;
+  options.max_step_tokens = 10;
+  Rig whole(run_all, options);
+  r = whole.engine->submit(make_task({1, 2, 3}, 9))->wait(10);
+  CHECK(r.reason == FinishReason::rejected && r.error.find("max_step_tokens") != r.error.npos);
+  CHECK(whole.engine->submit(make_task({1, 2, 3}, 8))->wait(10).tokens.size() == 8);
+}
+
+// One task through drop, swap out, swap in and recompute in chunks, with the log to show for it.
+void test_preemption() {
+  int step = 0;
+  Rig rig([&step](const View& view) {
+    StepPlan plan;
+    const int32_t slot = view.live.front();
+    const TaskView& task = view.tasks[slot];
+    switch (step++) {
+      case 0:
+        plan.prefill = {{slot, 2}};
+        break;
+      case 1:
+        plan.prefill = {{slot, 3}};
+        break;  // first token
+      case 2:
+        plan.kv = {{KvActionKind::swap_out, slot}};
+        break;
+      case 3:
+        CHECK(task.kv == KvState::host && task.blocks == 2 && task.cached == 5);
+        CHECK(view.free_blocks == view.total_blocks &&
+              view.free_host_blocks == view.total_host_blocks - 2);
+        plan.wake_at = view.now + 1;
+        break;
+      case 4:
+        plan.kv = {{KvActionKind::swap_in, slot}};
+        plan.decode = {slot};  // second token
+        break;
+      case 5:
+        plan.kv = {{KvActionKind::drop, slot}};
+        break;
+      case 6:
+        CHECK(task.kv == KvState::none && task.cached == 0 && task.pending() == 7);
+        CHECK(task.prompt_len == 5);
+        plan.prefill = {{slot, 6}};
+        break;
+      case 7:
+        CHECK(task.ready_to_decode());
+        plan.decode = {slot};  // third and last token
+        break;
+    }
+    return plan;
+  });
+  const TaskResult r = rig.engine->submit(make_task({1, 2, 3, 4, 5}, 3))->wait(10);
+  CHECK(ids(r) == test::toy_output({1, 2, 3, 4, 5}, 3));
+  CHECK(step == 8);
+  // A step without tokens takes the 10 ms that the toy asks for; a drop alone needs no step.
+  CHECK(rig.events() ==
+        "0 1 arrive 0\n0 1 admit 0\n12 1 prefill 2\n25 1 prefill 3\n25 1 token 0\n"
+        "25 1 swap_out 2\n1035 1 swap_in 2\n1035 1 resume 0\n1046 1 token 0\n"
+        "1046 1 preempt 6\n1046 1 resume 0\n1062 1 prefill 6\n1073 1 token 0\n1073 1 finish 2\n");
+  rig.engine->check_integrity();
+}
+
+void test_endings_of_the_policy() {
+  Rig rig([](const View& view) {
+    StepPlan plan;
+    const int32_t slot = view.live.front();
+    if (view.tasks[slot].produced < 2) {
+      plan = run_all(view);
+    } else {
+      plan.endings = {{slot, FinishReason::rejected, "no time for it"}};
+    }
+    return plan;
+  });
+  const TaskResult r = rig.engine->submit(make_task({1, 2}, 9))->wait(10);
+  CHECK(r.reason == FinishReason::rejected && r.error == "no time for it");
+  CHECK(r.tokens.size() == 2);
+  const std::vector<std::string> expected = {"arrive 1 none", "commit 1", "commit 1", "commit 0",
+                                             "finish 1 rejected"};
+  CHECK(rig.policy->log == expected);
+  rig.engine->check_integrity();
+}
+
+// Cancelling a task in each state that it can be in gives back what it holds.
+void test_cancel() {
+  std::mutex mutex;  // held while the test looks; the policy waits for it
+  std::atomic<int> mode{0};
+  Rig rig([&](const View& view) {
+    std::lock_guard lock(mutex);
+    StepPlan plan;
+    const int32_t slot = view.live.front();
+    const TaskView& task = view.tasks[slot];
+    if (mode == 1 && task.kv == KvState::none) plan.prefill = {{slot, 2}};
+    if (mode == 2 && task.kv == KvState::none) plan.prefill = {{slot, task.pending()}};
+    if (mode == 2 && task.kv == KvState::device) plan.kv = {{KvActionKind::swap_out, slot}};
+    if (plan.empty()) plan.wake_at = view.now + 1e-3;
+    return plan;
+  });
+  auto cancel = [&](int how, KvState expected, double arrival) {
+    mode = how;
+    auto handle = rig.engine->submit(make_task({1, 2, 3, 4, 5}, 9, arrival));
+    for (int i = 0; i < 10000; ++i) {
+      const EngineStats stats = rig.engine->stats();
+      const bool device = stats.free_blocks < stats.total_blocks;
+      const bool host = stats.free_host_blocks < stats.total_host_blocks;
+      if (expected == KvState::none || (expected == KvState::host ? host : device)) break;
+      std::this_thread::yield();
+    }
+    CHECK(rig.engine->cancel(handle->id()));
+    const TaskResult r = handle->wait(10);
+    CHECK(r.reason == FinishReason::cancelled && handle->done());
+    CHECK(!rig.engine->cancel(handle->id()));
+    rig.engine->check_integrity();
+    const EngineStats stats = rig.engine->stats();
+    CHECK(stats.live == 0 && stats.free_blocks == 32 && stats.free_host_blocks == 16);
+  };
+  cancel(0, KvState::none, 0);    // waiting
+  cancel(1, KvState::device, 0);  // in the middle of its prefill
+  cancel(2, KvState::host, 0);    // swapped out
+  CHECK(!rig.engine->cancel(12345));
+  CHECK(rig.engine->wait_idle(0));
+
+  // Before it arrives. Real time, or the idle clock would jump to the arrival.
+  auto engine = Engine::make(rig.executor, std::make_unique<ScriptPolicy>(run_all),
+                             test::toy_latency(), make_steady_clock(), {});
+  auto handle = engine->submit(make_task({1}, 1, 1000.0));
+  CHECK(!engine->wait_idle(0.01));
+  CHECK(throws(ErrorKind::state, "task 1", [&] { handle->wait(0.01); }));
+  CHECK(handle->take(0).reason == FinishReason::none);
+  CHECK(engine->cancel(handle->id()));
+  CHECK(handle->wait(10).reason == FinishReason::cancelled);
+  CHECK(engine->wait_idle(10));
+}
+
+void expect_death(Rig& rig, const std::string& sentence) {
+  auto a = rig.engine->submit(make_task({1, 2, 3}, 50));
+  std::shared_ptr<TaskHandle> b;
+  try {
+    b = rig.engine->submit(make_task({4}, 50, 1e6));  // scheduled far ahead
+  } catch (const Error&) {                            // the engine was quick
+  }
+  for (const auto& handle : {a, b}) {
+    if (!handle) continue;
+    const TaskResult r = handle->wait(10);
+    CHECK(r.reason == FinishReason::error);
+    CHECK_MESSAGE(r.error.find(sentence) != r.error.npos, r.error);
+  }
+  CHECK(throws(ErrorKind::state, "engine", [&] { rig.engine->submit(make_task({1}, 1)); }));
+  CHECK(throws(ErrorKind::state, "engine", [&] { rig.engine->wait_idle(10); }));
+  CHECK(throws(ErrorKind::state, "engine", [&] { rig.engine->inspect_policy(); }));
+  CHECK(throws(ErrorKind::state, "engine", [&] { rig.engine->check_integrity(); }));
+  CHECK(!rig.engine->cancel(a->id()));
+  CHECK(rig.engine->stats().live == 0);
+  CHECK(rig.engine->stats().free_blocks == rig.engine->stats().total_blocks);
+  CHECK(rig.events().find(" 1 finish 6\n") != std::string::npos);
+  rig.engine->close();
+}
+
+void test_faults() {
+  {
+    Rig rig([](const View& view) -> StepPlan {
+      if (view.now > 0.05) throw std::runtime_error("the policy's own words");
+      return run_all(view);
+    });
+    expect_death(rig, "the policy's own words");
+  }
+  {
+    Rig rig;
+    rig.executor->fail_at = 3;
+    expect_death(rig, "toy memory: got none, expected some");
+  }
+  {
+    Rig rig([](const View& view) {
+      StepPlan plan = run_all(view);
+      plan.decode.push_back(77);
+      return plan;
+    });
+    expect_death(rig, "slot 77");
+  }
+  {
+    Rig rig([](const View&) { return StepPlan(); });  // would wait for ever
+    expect_death(rig, "wake_at");
+  }
+  {  // broken logits end their task only
+    Rig rig;
+    rig.executor->invalid_token = test::toy_output({5, 6}, 3)[2];
+    auto broken = rig.engine->submit(make_task({5, 6}, 9));
+    auto sound = rig.engine->submit(make_task({1, 2}, 9));
+    const TaskResult r = broken->wait(10);
+    CHECK(r.reason == FinishReason::error && r.tokens.size() == 2);
+    CHECK(r.error == "logits: got NaN or infinity, expected finite numbers");
+    CHECK(sound->wait(10).reason == FinishReason::length);
+    rig.engine->check_integrity();
+  }
+}
+
+void test_close() {
+  Rig rig([](const View& view) {
+    StepPlan plan;
+    plan.wake_at = view.now + 1e-3;
+    return plan;
+  });
+  auto handle = rig.engine->submit(make_task({1}, 1));
+  rig.engine->close();
+  rig.engine->close();
+  CHECK(handle->wait(0).reason == FinishReason::cancelled);
+  CHECK(throws(ErrorKind::state, "engine", [&] { rig.engine->submit(make_task({1}, 1)); }));
+  CHECK(throws(ErrorKind::state, "engine", [&] { rig.engine->inspect_policy(); }));
+  rig.engine.reset();
+  CHECK(handle->take(0).reason == FinishReason::cancelled);  // a handle outlives its engine
+}
+
+void test_border() {
+  EngineOptions options;
+  options.vocab = 10;
+  Rig rig(run_all, options);
+  CHECK(throws(ErrorKind::invalid_argument, "prompt", [&] {
+    rig.engine->submit(make_task({1, 10}, 1));
+  }));
+  CHECK(throws(ErrorKind::invalid_argument, "max_tokens",
+               [&] { rig.engine->submit(make_task({1}, 0)); }));
+  CHECK(rig.engine->stats().submitted == 0);
+  auto bad = [](const char* field, auto change) {
+    EngineOptions o;
+    change(o);
+    CHECK(throws(ErrorKind::invalid_argument, field, [&] { Rig r(run_all, o); }));
+  };
+  bad("max_rows", [](EngineOptions& o) { o.max_rows = 0; });
+  bad("max_step_tokens", [](EngineOptions& o) { o.max_step_tokens = o.max_rows - 1; });
+  bad("max_context", [](EngineOptions& o) { o.max_context = -1; });
+  bad("max_queue", [](EngineOptions& o) { o.max_queue = 0; });
+  CHECK(throws(ErrorKind::invalid_argument, "engine",
+               [] { Engine::make(nullptr, nullptr, nullptr, nullptr, {}); }));
+}
+
+// Classes keep their numbers; the live list is by arrival, however tasks come in.
+void test_view() {
+  std::vector<std::pair<double, int32_t>> seen;
+  Rig rig([&seen](const View& view) {
+    if (view.live.size() == 3 && seen.empty()) {
+      for (int32_t slot : view.live) {
+        seen.emplace_back(view.tasks[slot].arrival, view.tasks[slot].class_id);
+      }
+      CHECK(view.max_rows == 64 && view.block_tokens == 4 && view.latency != nullptr);
+    }
+    return run_all(view);
+  });
+  std::vector<TaskSpec> tasks = {make_task({1}, 40, 0.030), make_task({1}, 40, 0.010),
+                                 make_task({1}, 40, 0.020)};
+  tasks[0].class_name = tasks[2].class_name = "a";
+  tasks[1].class_name = "b";
+  rig.engine->submit_all(tasks);
+  CHECK(rig.engine->wait_idle(10));
+  CHECK(seen.size() == 3 && seen[0].first < seen[1].first && seen[1].first < seen[2].first);
+  CHECK(seen[1].second == seen[2].second && seen[0].second != seen[1].second);
+}
+
+}  // namespace
+
+int main() {
+  test_two_tasks();
+  test_reasons();
+  test_deadline();
+  test_rejected();
+  test_preemption();
+  test_endings_of_the_policy();
+  test_cancel();
+  test_faults();
+  test_close();
+  test_border();
+  test_view();
+  return test::check_result();
+}
