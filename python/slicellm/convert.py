@@ -68,6 +68,9 @@ def export(
     Unsupported or InvalidArgument.
     """
     file = _core.open_model_file(model_path)
+    if file.kind != "flm":
+        for path in _side_files(Path(model_path)):
+            _check_inside(path, Path(model_path))
     target: str | None = dtype
     if dtype == "auto":
         target = "float16" if file.kind == "hf_dir" else None
@@ -99,21 +102,22 @@ def _vocabulary(file: _core.ModelFile) -> Vocabulary:
     words = make_vocabulary(read_directory(directory), tokenizer_family(file))
     template = directory / "chat_template.jinja"
     if template.is_file():
-        _check_inside(template, directory)
         words.config["chat_template"] = template.read_text(encoding="utf-8")
     return words
 
 
 # ---- directory to directory ----------------------------------------------------------------------
-def _copy_side_files(source: Path, target: Path) -> None:
-    names = [source / name for name in _SIDE_FILES]
+def _side_files(directory: Path) -> list[Path]:
+    paths = [directory / name for name in _SIDE_FILES]
     for pattern in _SIDE_PATTERNS:
-        names += sorted(source.glob(pattern))
-    for path in names:
-        if path.is_file():
-            _check_inside(path, source)
-            with path.open("rb") as stream:
-                _write(target / path.name, stream)
+        paths += sorted(directory.glob(pattern))
+    return [path for path in paths if path.is_file()]
+
+
+def _copy_side_files(source: Path, target: Path) -> None:
+    for path in _side_files(source):
+        with path.open("rb") as stream:
+            _write(target / path.name, stream)
 
 
 def _check_inside(path: Path, directory: Path) -> None:

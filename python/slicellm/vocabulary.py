@@ -7,7 +7,8 @@ As fastllm's torch2flm writes it:
 * tokenizer.json with BPE: every token in its printable form, score = minus the index of its merge,
   1 for a token that no merge makes; added tokens come with them;
 * special tokens: all of tokenizer_config.json's, then all added tokens, if there are more of them
-  than bos, eos, unk and pad.
+  than bos, eos, unk and pad, or if one of these is written out in the chat template (torch2flm
+  looks at the prompts that it is given).
 
 Different from torch2flm, where it would write what nobody can read back: tokens are in the order
 of their ids, not of a hash table; a unigram tokenizer.json keeps its scores; special tokens that
@@ -218,7 +219,9 @@ def _special_tokens(files: TokenizerFiles, vocabulary: set[bytes]) -> list[str]:
     every = named + [_content(token) for token in (more if isinstance(more, list) else ())]
     every = [text for text in dict.fromkeys(every) if text]
     common = {_content(config.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")}
-    if len(every) <= len(common):
+    template = config.get("chat_template")
+    in_template = isinstance(template, str) and any(text and text in template for text in common)
+    if len(every) <= len(common) and not in_template:
         return []
     added = config.get("added_tokens_decoder")
     if isinstance(added, dict):

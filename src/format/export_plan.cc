@@ -154,7 +154,9 @@ Config flm_config(const ModelFile& file) {
     if (value == "false") value = "False";
     if (value == "null") value = "None";
   }
-  config.values["model_type"] = model_type_of(file);
+  // fastllm knows no "mistral"; without its window, which our llama reads too, it is a llama.
+  const std::string type = model_type_of(file);
+  config.values["model_type"] = type == "mistral" ? "llama" : type;
   const auto alias = [&config](const char* name, const char* newer) {
     if (!config.has(name) && config.has(newer)) config.values[name] = config.values[newer];
   };
