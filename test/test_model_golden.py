@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 from reference import llama, tiny
 from reference.layers import Weights
 from reference.loading import decode_steps, load, relative_error
@@ -69,6 +70,18 @@ def test_configuration_as_transformers_saves_it(name: str, tmp_path: Path) -> No
     assert "rope_parameters" in golden.saved_config
     path = tiny.write_directory(tmp_path, golden.saved_config, golden.weights)
     model = load(path, dtype="float32", kv_cache_dtype="float32")
+    logits = model.forward(golden.ids, decode_steps(golden.prompt, len(golden.ids)))
+    assert relative_error(logits, golden.logits) < 1e-5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_configuration_as_torch2flm_saves_it(name: str, tmp_path: Path) -> None:
+    """fastllm's converter writes each value with Python's str(): nested ones become literals."""
+    golden = Golden(name)
+    text = {key: str(value) for key, value in golden.saved_config.items()}
+    assert text["rope_parameters"].startswith("{'")
+    path = tiny_models.write_flm(tmp_path / "model.flm", text, [], golden.weights)
+    model = load(path, kv_cache_dtype="float32")
     logits = model.forward(golden.ids, decode_steps(golden.prompt, len(golden.ids)))
     assert relative_error(logits, golden.logits) < 1e-5
 

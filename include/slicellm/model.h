@@ -17,7 +17,7 @@ namespace slicellm {
 struct ModelSpec {
   std::string family;  // "llama", "qwen2", "chatglm1", "chatglm2"
   int32_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, inner = 0, vocab = 0;
-  int32_t max_positions = 0;      // longest context the model was made for
+  int32_t max_positions = 0;  // longest context the model was made for
   NormKind norm = NormKind::rms;
   float norm_eps = 1e-5f;
   GateActivation activation = GateActivation::silu_gate;
@@ -35,20 +35,22 @@ struct ModelSpec {
 };
 
 struct ModelOptions {
-  DTypeSpec dtype;               // for Hugging Face input; ignored when `dtype_auto`
-  bool dtype_auto = true;        // keep the file's dtypes (float16 for Hugging Face input)
+  DTypeSpec dtype;         // for Hugging Face input; ignored when `dtype_auto`
+  bool dtype_auto = true;  // keep the file's dtypes (float16 for Hugging Face input)
   ActivationType activation = ActivationType::automatic;
   DType kv_dtype = DType::float16;
   Progress progress;
 };
 
-// Packed weights of one model on one device. Immutable after load, shared by engines; `forward` uses
-// a workspace, so one thread at a time.
+// Packed weights of one model on one device. Immutable after load, shared by engines; `forward`
+// uses a workspace, so one thread at a time.
 class Model {
  public:
   // Throws Error(io | format | unsupported | resource).
   static std::shared_ptr<Model> load(const std::string& path, std::shared_ptr<Device> device,
                                      const ModelOptions& options);
+  static std::shared_ptr<Model> load(std::shared_ptr<const ModelFile> file,
+                                     std::shared_ptr<Device> device, const ModelOptions& options);
   virtual ~Model() = default;
 
   virtual const ModelSpec& spec() const = 0;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numbers>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/config_reader.h"
@@ -95,6 +96,33 @@ double yarn_attention_factor(const Config& config, const std::string& prefix, do
   return float_in(config, {prefix + "attention_factor"}, fallback, 1e-6, kMaxFactor);
 }
 
+std::string_view trimmed(std::string_view text) {
+  constexpr std::string_view kEdges = " \t\n'\"";
+  const size_t first = text.find_first_not_of(kEdges);
+  if (first == std::string_view::npos) return {};
+  return text.substr(first, text.find_last_not_of(kEdges) - first + 1);
+}
+
+// torch2flm writes objects that it does not know as Python literals: "{'rope_theta': 1e6, ...}".
+// Adds their members to the configuration under dotted keys, as every other reader does.
+void unfold(const std::string& key, Config& config) {
+  if (!config.has(key)) return;
+  const std::string value = config.get_string(key, "");
+  std::string_view text = trimmed(value);
+  const Error wrong(ErrorKind::format, key, value, "an object of names and numbers");
+  if (!text.starts_with('{') || text.find_first_of("{}[]", 1) != text.size() - 1) throw wrong;
+  text = text.substr(1, text.size() - 2);
+  while (!trimmed(text).empty()) {
+    const size_t comma = std::min(text.find(','), text.size());
+    const std::string_view member = text.substr(0, comma);
+    const size_t colon = member.find(':');
+    if (colon == std::string_view::npos) throw wrong;
+    const std::string name(trimmed(member.substr(0, colon)));
+    config.values[key + "." + name] = trimmed(member.substr(colon + 1));
+    text.remove_prefix(std::min(comma + 1, text.size()));
+  }
+}
+
 RopeScaling parse_scaling(const std::string& key, const std::string& text) {
   if (text == "default" || text == "none") return RopeScaling::none;
   if (text == "linear") return RopeScaling::linear;
@@ -106,7 +134,10 @@ RopeScaling parse_scaling(const std::string& key, const std::string& text) {
 
 }  // namespace
 
-void read_rope(const Config& config, RopeParameters& rope, int32_t& max_positions) {
+void read_rope(const Config& original, RopeParameters& rope, int32_t& max_positions) {
+  Config config = original;
+  unfold("rope_parameters", config);
+  unfold("rope_scaling", config);
   rope.theta =
       float_in(config, {"rope_parameters.rope_theta", "rope_theta"}, rope.theta, 1.001, 1e15);
   std::string prefix, type_key;

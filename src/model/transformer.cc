@@ -172,7 +172,12 @@ class TransformerModel final : public Model {
 
 std::shared_ptr<Model> Model::load(const std::string& path, std::shared_ptr<Device> device,
                                    const ModelOptions& options) {
-  return std::make_shared<TransformerModel>(open_model_file(path), std::move(device), options);
+  return load(open_model_file(path), std::move(device), options);
+}
+
+std::shared_ptr<Model> Model::load(std::shared_ptr<const ModelFile> file,
+                                   std::shared_ptr<Device> device, const ModelOptions& options) {
+  return std::make_shared<TransformerModel>(std::move(file), std::move(device), options);
 }
 
 }  // namespace slicellm
