@@ -113,13 +113,19 @@ class Engine:
 
     async def agenerate(self, task: Task | Prompt, **settings: Any) -> Result:
         """`generate` for asyncio; cancelling the awaiting task cancels this one."""
-        stream = self.astream(task, **settings)
+        task = _as_task(task, settings)
+        handle = self._submit(task)
         try:
-            async for _ in stream:
-                pass
+            event = self._updates.register(handle, only_end=True)
+            while not handle.done:
+                await event.wait()
+                event.clear()
+        except BaseException:  # asyncio's cancellation among them
+            self.cancel(handle.id)
+            raise
         finally:
-            await stream.aclose()
-        return stream.result()
+            self._updates.unregister(handle.id)
+        return make_result(task, handle.wait())
 
     def astream(self, task: Task | Prompt, **settings: Any) -> AsyncStream:
         """`stream` for asyncio; call it where an event loop runs. Cancelling the awaiting asyncio
@@ -241,7 +247,7 @@ class AsyncStream(Stream):
 
     def __init__(self, engine: Engine, task: Task, handle: _core.TaskHandle) -> None:
         super().__init__(engine, task, handle)
-        self._event = engine._updates.register(self.id)
+        self._event = engine._updates.register(handle)
 
     def __aiter__(self) -> AsyncIterator[Piece]:
         return self

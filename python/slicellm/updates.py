@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import dataclass
 
 from . import _core
 from .errors import StateError
@@ -11,26 +12,41 @@ from .errors import StateError
 _WAIT_SECONDS = 0.5  # how long a closing engine may wait for the thread
 
 
-class UpdateDispatcher:
-    """Turns the core's `wait_updates` into asyncio events. Thread-safe.
+@dataclass(frozen=True)
+class _Waiter:
+    loop: asyncio.AbstractEventLoop
+    event: asyncio.Event
+    handle: _core.TaskHandle
+    only_end: bool
 
-    An event is set when its task has something new, and for good once the engine is closed.
-    """
+    def wake(self) -> None:
+        if self.only_end and not self.handle.done:
+            return
+        try:
+            self.loop.call_soon_threadsafe(self.event.set)
+        except RuntimeError:  # that loop is closed: nobody waits there any more
+            pass
+
+
+class UpdateDispatcher:
+    """Turns the core's `wait_updates` into asyncio events. Thread-safe."""
 
     def __init__(self, core: _core.Engine) -> None:
         self._core = core
         self._lock = threading.Lock()
-        self._waiters: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
+        self._waiters: dict[int, _Waiter] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def register(self, task_id: int) -> asyncio.Event:
-        """An event for a task, set at first: news may have come before it was registered."""
+    def register(self, handle: _core.TaskHandle, only_end: bool = False) -> asyncio.Event:
+        """An event for a task of the running event loop: set when the task has something new, or
+        only when it has ended. Set at first: news may have come before it was registered."""
         event = asyncio.Event()
         event.set()
+        waiter = _Waiter(asyncio.get_running_loop(), event, handle, only_end)
         with self._lock:
             if not self._closed:
-                self._waiters[task_id] = (asyncio.get_running_loop(), event)
+                self._waiters[handle.id] = waiter
                 if self._thread is None:
                     name = "slicellm-updates"
                     self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -57,18 +73,11 @@ class UpdateDispatcher:
                 break
             with self._lock:
                 waiters = [self._waiters[i] for i in news if i in self._waiters]
-            for loop, event in waiters:
-                _set(loop, event)
+            for waiter in waiters:
+                waiter.wake()
         with self._lock:
             waiters = list(self._waiters.values())
             self._waiters.clear()
             self._closed = True
-        for loop, event in waiters:
-            _set(loop, event)
-
-
-def _set(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    try:
-        loop.call_soon_threadsafe(event.set)
-    except RuntimeError:  # that loop is closed: nobody waits there any more
-        pass
+        for waiter in waiters:
+            waiter.wake()
