@@ -119,6 +119,6 @@ def _guarded(repo: str, download: Callable[[], str]) -> str:
     except errors.LocalEntryNotFoundError:
         expected = "a complete copy (--offline), or a reachable hub or mirror (--endpoint)"
         raise error(IoError, "no local copy", expected) from None
-    except (errors.HfHubHTTPError, OSError) as cause:
+    except Exception as cause:  # the errors of its transports have no other base in common
         reason = " ".join(str(cause).split())[:200] or type(cause).__name__
         raise error(IoError, reason, "a hub that answers; run the command again to go on") from None
