@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 
 import slicellm
 from slicellm import (
@@ -38,13 +39,20 @@ def model(tiny_llama: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
+def patient_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The tiny model with room for answers that take far longer than any test."""
+    path = tmp_path_factory.mktemp("patient") / "patient.flm"
+    return slicellm.load(tiny_models.make_llama_flm(path, positions=1 << 17), threads=1)
+
+
+@pytest.fixture(scope="module")
 def latency() -> LatencyModel:
     return LatencyModel.from_decode_table([1.0, 1.2, 1.4, 1.6])
 
 
 @pytest.fixture
-def engine(model: Model, latency: LatencyModel) -> Iterator[Engine]:
-    with Engine(model, "orca", latency=latency, record_events=True) as engine:
+def engine(patient_model: Model, latency: LatencyModel) -> Iterator[Engine]:
+    with Engine(patient_model, "orca", latency=latency, record_events=True) as engine:
         yield engine
         engine.wait_idle()
         engine.core.check_integrity()
@@ -253,8 +261,9 @@ def test_stop_strings(engine: Engine) -> None:
     assert cut.text == whole.text[: whole.text.index(stop)]
 
 
-def test_over_long_prompt_is_rejected(engine: Engine) -> None:
-    result = engine.generate([5] * 600)
+def test_over_long_prompt_is_rejected(model: Model, latency: LatencyModel) -> None:
+    with Engine(model, "orca", latency=latency) as engine:
+        result = engine.generate([5] * 600)
     assert result.finish_reason == "rejected" and not result.slo_met
     assert "expected at most 512" in result.error
 
@@ -288,7 +297,8 @@ def test_stream_is_generate(engine: Engine) -> None:
     assert list(stream) == []
 
 
-LONG = Task(PROMPT, max_tokens=480, ignore_eos=True)
+# Half a minute at the very least: a test that does not cancel it does not pass unnoticed.
+LONG = Task(PROMPT, max_tokens=100_000, ignore_eos=True)
 
 
 def test_leaving_a_loop_cancels(engine: Engine) -> None:
@@ -319,7 +329,7 @@ def test_cancel(engine: Engine) -> None:
     next(stream)
     assert engine.cancel(stream.id)
     result = stream.result()
-    assert result.finish_reason == "cancelled" and 1 <= len(result.token_ids) < 480
+    assert result.finish_reason == "cancelled" and 1 <= len(result.token_ids) < 100_000
     assert not engine.cancel(stream.id) and not engine.cancel(10**9)
 
 
@@ -424,7 +434,7 @@ def test_cancelled_asyncio_task_cancels(engine: Engine) -> None:
         with pytest.raises(asyncio.CancelledError):
             await waiting
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(engine.agenerate(LONG), 0.002)
+            await asyncio.wait_for(engine.agenerate(LONG), 0.05)
 
     asyncio.run(main())
     engine.wait_idle()
@@ -447,42 +457,49 @@ def test_leaving_an_async_loop_cancels(engine: Engine) -> None:
     assert set(finishes(engine).values()) == {1}
 
 
-def test_closing_the_engine_ends_asyncio_clients(model: Model, latency: LatencyModel) -> None:
-    engine = Engine(model, "orca", latency=latency)
+def test_closing_the_engine_ends_asyncio_clients(
+    patient_model: Model, latency: LatencyModel
+) -> None:
+    engine = Engine(patient_model, "orca", latency=latency)
 
     async def main() -> list[str]:
         waiting = [asyncio.create_task(engine.agenerate(LONG)) for _ in range(5)]
-        await asyncio.sleep(0.002)
+        stream = engine.astream(LONG)
+        await stream.__anext__()
         engine.close()
+        assert [piece async for piece in stream][1:] == []
         return [(await task).finish_reason for task in waiting]
 
-    assert set(asyncio.run(main())) <= {"cancelled", "length"}
+    assert asyncio.run(main()) == ["cancelled"] * 5
     assert not engine._updates._waiters
 
 
 def test_event_loop_is_not_blocked(engine: Engine) -> None:
-    """While tasks run, the loop goes on: its longest gap stays far below a task's duration."""
+    """While tasks run, the loop goes on."""
 
     async def main() -> float:
         waiting = [asyncio.create_task(engine.agenerate(LONG)) for _ in range(16)]
-        longest, last = 0.0, time.monotonic()
-        while not all(task.done() for task in waiting):
+        start = last = time.monotonic()
+        longest = 0.0
+        while time.monotonic() < start + 1:
             await asyncio.sleep(0.001)
             longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         return longest
 
-    start = time.monotonic()
-    longest = asyncio.run(main())
-    assert longest < max(0.25, 0.5 * (time.monotonic() - start))
+    assert asyncio.run(main()) < 0.5
 
 
 # ---- engines -------------------------------------------------------------------------------------
-def test_closed_engine(model: Model, latency: LatencyModel) -> None:
-    engine = Engine(model, "slice:ratio=0.9", latency=latency)
+def test_closed_engine(patient_model: Model, latency: LatencyModel) -> None:
+    engine = Engine(patient_model, "slice:ratio=0.9", latency=latency)
     stream = engine.stream(LONG)
     engine.close()
     engine.close()
-    assert stream.result().finish_reason in ("cancelled", "length")
+    assert stream.result().finish_reason == "cancelled"
     with pytest.raises(StateError, match="engine: got closed"):
         engine.generate("hi")
 
@@ -508,7 +525,7 @@ def test_policies_give_the_same_tokens(
     ("arguments", "message"),
     [
         ({"policy": "slise"}, "policy: got .*slise"),
-        ({"policy": "slice:ratio=2"}, "ratio"),
+        ({"policy": "slice:ratio=-1"}, "ratio"),
         ({"policy": "slice:nothing=2"}, "nothing"),
         ({"policy": 5}, "policy: got 5, expected a policy's name"),
         ({"policy": ""}, "policy: got"),

@@ -11,8 +11,9 @@ from ..errors import InvalidArgument, IoError, Unsupported, make_error, show
 from .common import whole
 
 EPILOG = """\
-An interrupted download goes on where it ended when the command is given again. --endpoint or the
-environment variable HF_ENDPOINT names a mirror. Needs `pip install slicellm[hub]`.
+A dropped connection is taken up again; after an interruption the same command fetches what is
+missing and leaves complete files alone. --endpoint or the environment variable HF_ENDPOINT names a
+mirror. Needs `pip install slicellm[hub]`.
 
 examples:
   ftllm download Qwen/Qwen2.5-0.5B-Instruct --local-dir qwen
