@@ -73,9 +73,10 @@ inline void value_panels(const SplitTask& task, int first) {
   }
 }
 
-inline Vec lane_numbers(int first) {
+// 0, 1, 2, ...
+inline Vec lane_numbers() {
   Vec v;
-  for (int i = 0; i < kLanes; ++i) v[i] = static_cast<float>(first + i);
+  for (int i = 0; i < kLanes; ++i) v[i] = static_cast<float>(i);
   return v;
 }
 
@@ -93,9 +94,10 @@ inline void softmax_row(const SplitTask& task, int row) {
     task.sum[row] = 0;
     return;
   }
+  const Vec numbers = lane_numbers();
   Vec max = splat(kMinusInfinity);
   for (int i = begin; i < end; i += kLanes) {
-    const Vec number = lane_numbers(i);
+    const Vec number = numbers + static_cast<float>(i);
     const IntVec visible = (number >= first) & (number < last);
     const Vec score = visible ? load(scores + i) : splat(kMinusInfinity);
     max = maximum(max, score);
