@@ -98,7 +98,7 @@ inline void softmax_row(const SplitTask& task, int row) {
   Vec max = splat(kMinusInfinity);
   for (int i = begin; i < end; i += kLanes) {
     const Vec number = numbers + static_cast<float>(i);
-    const IntVec visible = (number >= first) & (number < last);
+    const auto visible = (number >= first) & (number < last);
     const Vec score = visible ? load(scores + i) : splat(kMinusInfinity);
     max = maximum(max, score);
     store(scores + i, score);

@@ -23,7 +23,7 @@ constexpr int kLanes = 4;
 #endif
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
-typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t BitVec __attribute__((vector_size(4 * kLanes)));
 
 inline Vec load(const float* p) {
   Vec v;
@@ -35,8 +35,8 @@ inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
 inline Vec splat(float x) { return Vec{} + x; }
 
-inline IntVec bits(Vec v) { return reinterpret_cast<IntVec>(v); }
-inline Vec from_bits(IntVec v) { return reinterpret_cast<Vec>(v); }
+inline BitVec bits(Vec v) { return reinterpret_cast<BitVec>(v); }
+inline Vec from_bits(BitVec v) { return reinterpret_cast<Vec>(v); }
 
 // a * b + c; fused where the instruction set fuses.
 inline Vec multiply_add(Vec a, Vec b, Vec c) {
@@ -60,12 +60,12 @@ inline Vec load(const uint16_t* p) {
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
-  const IntVec h = {p[0], p[1], p[2], p[3]};
-  const IntVec magnitude = (h & 0x7fff) << 13;
+  const BitVec h = {p[0], p[1], p[2], p[3]};
+  const BitVec magnitude = (h & 0x7fff) << 13;
   // Exponent and mantissa are in place but for the bias, 112 too low: also right for subnormals.
   const Vec scaled = from_bits(magnitude) * 0x1p112f;
-  const IntVec special = (h & 0x7c00) == 0x7c00;  // infinity or NaN
-  const IntVec value = special ? (magnitude | 0x7f800000) : bits(scaled);
+  const auto special = (h & 0x7c00) == 0x7c00;  // infinity or NaN
+  const BitVec value = special ? (magnitude | 0x7f800000) : bits(scaled);
   return from_bits(value | (h & 0x8000) << 16);
 #endif
 }
