@@ -6,10 +6,12 @@ import asyncio
 import gc
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from slicellm import (
     InvalidArgument,
     LatencyModel,
     Model,
+    Result,
     StateError,
     Task,
     calibration,
@@ -136,9 +139,7 @@ def test_model_without_tokenizer(fixtures: Path, latency: LatencyModel) -> None:
         ({"kv_cache_dtype": "int8"}, "kv_cache_dtype|kv_dtype"),
     ],
 )
-def test_bad_model_arguments(
-    tiny_llama_dir: Path, arguments: dict[str, Any], message: str
-) -> None:
+def test_bad_model_arguments(tiny_llama_dir: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(slicellm.Error, match=message) as caught:
         Model(**{"path": tiny_llama_dir, **arguments})
     assert "\n" not in str(caught.value)
@@ -403,6 +404,71 @@ def test_threads_share_an_engine(engine: Engine) -> None:
     assert engine.stats()["submitted"] == engine.stats()["finished"] == 160
 
 
+def test_two_thousand_tasks(patient_model: Model, latency: LatencyModel) -> None:
+    """8 threads and 8 asyncio clients generate, stream and cancel on one engine: none is lost."""
+    model = patient_model
+    expected = {k: greedy(model, [1, k], 12) for k in range(8)}
+    engine = Engine(model, "slice", latency=latency, record_events=True, max_rows=32)
+    outcomes: list[tuple[str, bool]] = []  # finish reason, tokens are a prefix of the right ones
+
+    def note(k: int, result: Result) -> None:
+        right = result.token_ids == expected[k][: len(result.token_ids)]
+        outcomes.append((result.finish_reason, right))
+
+    def task(rng: random.Random, k: int, cancelled: bool) -> Task:
+        tokens = 100_000 if cancelled else rng.randint(1, 12)
+        return Task([1, k], rng.choice([1, 100]), tpot_ms=50, max_tokens=tokens, ignore_eos=True)
+
+    def thread_client(number: int) -> None:
+        rng = random.Random(number)
+        for n in range(125):
+            k, kind = rng.randrange(8), n % 4
+            made = task(rng, k, kind == 3)
+            if kind == 0:
+                note(k, engine.generate(made))
+                continue
+            stream = engine.stream(made)
+            if kind == 3:
+                for _ in range(rng.randint(0, 3)):
+                    next(stream)
+                stream.close()
+            elif kind == 2:
+                assert sum(len(p.token_ids) for p in stream) == made.max_tokens
+            note(k, stream.result())
+
+    async def asyncio_client(number: int) -> None:
+        rng = random.Random(100 + number)
+        for n in range(125):
+            k, kind = rng.randrange(8), n % 4
+            made = task(rng, k, kind == 3)
+            if kind < 2:
+                note(k, await engine.agenerate(made))
+                continue
+            stream = engine.astream(made)
+            async for _ in stream:
+                if kind == 3 and rng.random() < 0.5:
+                    await stream.aclose()
+            note(k, stream.result())
+
+    async def asyncio_clients() -> None:
+        await asyncio.gather(*(asyncio_client(n) for n in range(8)))
+
+    threads = [threading.Thread(target=thread_client, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    asyncio.run(asyncio_clients())
+    for thread in threads:
+        thread.join()
+    engine.wait_idle()
+    stats = engine.stats()
+    assert len(outcomes) == stats["submitted"] == stats["finished"] == 2000
+    assert all(right for reason, right in outcomes if reason == "length")
+    assert Counter(reason for reason, _ in outcomes) == {"length": 1504, "cancelled": 496}
+    assert len(finishes(engine)) == 2000 and set(finishes(engine).values()) <= {1}
+    engine.core.check_integrity()
+    engine.close()
+
+
 # ---- asyncio -------------------------------------------------------------------------------------
 def test_asyncio_clients(engine: Engine) -> None:
     expected = {k: greedy(engine.model, [1, k], 8) for k in range(10)}
@@ -466,6 +532,7 @@ def test_closing_the_engine_ends_asyncio_clients(
         waiting = [asyncio.create_task(engine.agenerate(LONG)) for _ in range(5)]
         stream = engine.astream(LONG)
         await stream.__anext__()
+        await asyncio.sleep(0.01)  # all have submitted their tasks
         engine.close()
         assert [piece async for piece in stream][1:] == []
         return [(await task).finish_reason for task in waiting]
@@ -511,9 +578,7 @@ def test_engine_from_a_path(tiny_llama: Path, latency: LatencyModel) -> None:
 
 
 @pytest.mark.parametrize("policy", ["slice", "orca", "fastserve", "slice:mask_layout=spread"])
-def test_policies_give_the_same_tokens(
-    model: Model, latency: LatencyModel, policy: str
-) -> None:
+def test_policies_give_the_same_tokens(model: Model, latency: LatencyModel, policy: str) -> None:
     prompts = [[1, k] for k in range(6)]
     with Engine(model, policy, latency=latency) as engine:
         tasks = [Task(p, max_tokens=10, ignore_eos=True, tpot_ms=100, utility=9) for p in prompts]
@@ -606,9 +671,7 @@ def test_engine_calibrates_by_itself(model: Model, cache: Path) -> None:
         assert engine.generate("the", max_tokens=2).token_ids
 
 
-def test_unwritable_cache(
-    model: Model, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unwritable_cache(model: Model, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache.write_text("a file where the directory should be")
     assert calibration.latency_model(model, seconds=0.2).decode_step_ms(1) > 0
     assert "calibration not kept" in capsys.readouterr().err

@@ -131,9 +131,7 @@ def test_turn_texts_of_a_flm(tiny_llama: Path) -> None:
     }
     template = find_chat_template("llama", tokenizer, turns, {})
     text = template.render([SYSTEM, *ROUNDS])
-    assert text == (
-        "<s>start\nUSER: Be kind.\n\nHi ASSISTANT:Hello.</s>USER: Bye ASSISTANT:"
-    )
+    assert text == ("<s>start\nUSER: Be kind.\n\nHi ASSISTANT:Hello.</s>USER: Bye ASSISTANT:")
     key = {"chat_template": "own {{ messages[-1].content }}"}
     assert find_chat_template("llama", tokenizer, {**turns, **key}, {}).render(ROUNDS) == "own Bye"
 

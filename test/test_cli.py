@@ -170,9 +170,7 @@ def test_bad_lines(
         ("serve", "not there yet"),
     ],
 )
-def test_refusals_say_why(
-    line: str, words: str, odd_models: Path, tiny_llama_dir: Path
-) -> None:
+def test_refusals_say_why(line: str, words: str, odd_models: Path, tiny_llama_dir: Path) -> None:
     places = {"O": odd_models, "D": tiny_llama_dir}
     arguments = [re.sub(r"^(O|D)(?=/|$)", lambda m: str(places[m[0]]), w) for w in line.split()]
     assert re.search(words, run("ftllm", *arguments).stderr, re.IGNORECASE)

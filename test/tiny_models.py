@@ -54,9 +54,7 @@ def train_sentencepiece(vocab: int = 400, model_type: str = "bpe", **options: An
 def vocabulary(model: bytes) -> list[Token]:
     """(bytes, id, score) of each piece of a sentencepiece model."""
     sp = sentencepiece.SentencePieceProcessor(model_proto=model)
-    return [
-        (sp.id_to_piece(i).encode(), i, sp.get_score(i)) for i in range(sp.get_piece_size())
-    ]
+    return [(sp.id_to_piece(i).encode(), i, sp.get_score(i)) for i in range(sp.get_piece_size())]
 
 
 def flm_string(text: str) -> bytes:
