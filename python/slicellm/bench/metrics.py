@@ -24,6 +24,7 @@ normally. Percentiles interpolate linearly.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -214,7 +215,8 @@ def _class_metrics(
 ) -> dict[str, Any]:
     classes: dict[str, Any] = {}
     names = np.array([task.class_name for task in log.tasks])
-    for name in dict.fromkeys(task.class_name for task in log.tasks):
+    counts = Counter(task.class_name for task in log.tasks)
+    for name in sorted(counts, key=lambda name: (-counts[name], name)):  # the largest first
         mine = names == name
         met = mine & tasks.met
         classes[name] = {

@@ -39,7 +39,7 @@ token, all from the scheduled arrival. A task is met when it finished normally a
 that it declares. Attainment = met / submitted tasks. Exit codes: 0 done, 1 failed, 2 wrong input.
 """
 
-WITH_SIMULATOR = "comes with the simulator, which this version does not have yet"
+WITH_SIMULATOR = "comes with the simulator, which this version does not have"
 
 
 MAX_SEED = 10**18 - 1
@@ -300,7 +300,7 @@ def build_parser(prog: str = "benchmark") -> Parser:
     )
     g.add_argument("-h", "--help", action="help", help="this help")
 
-    later = parser.add_argument_group(f"for later: {WITH_SIMULATOR}")
+    later = parser.add_argument_group(f"not yet: {WITH_SIMULATOR}")
     later.add_argument("--capacity", metavar="P", help="highest rate with attainment of at least P")
     later.add_argument("--bound", action="store_true", help="the clairvoyant upper bound")
     return parser
