@@ -8,7 +8,7 @@ namespace slicellm::cpu {
 namespace {
 
 // Weights of one block stay in a core's second-level cache while all tokens pass over them.
-constexpr size_t kBlockBytes = 128 << 10;
+constexpr size_t kBlockBytes = 256 << 10;
 constexpr int64_t kBlockRows = 512;  // bounds the block's results of one tile
 // With fewer input values than this, starting the other threads costs more than they save.
 constexpr int64_t kSerialInput = 16 << 10;

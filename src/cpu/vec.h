@@ -117,7 +117,7 @@ inline Vec exponential(Vec x) {
   p = multiply_add(p, r, splat(1.66665211e-1f));
   p = multiply_add(p, r, splat(4.99999940e-1f));
   const Vec fraction = multiply_add(r * r, p, r) + 1.0f;
-  const Vec power = from_bits((bits(shifted) << 23) + 0x3f800000);
+  const Vec power = from_bits((bits(shifted) + 127) << 23);  // 2^n
   return x < -87.0f ? Vec{} : fraction * power;
 }
 
