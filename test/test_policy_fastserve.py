@@ -95,12 +95,12 @@ def test_starving_tasks_come_to_the_front() -> None:
     # Every 10 steps, who has not run for 50 ms. A stream of short tasks keeps queue 0 busy.
     t = table("fastserve:max_batch=1,starvation_steps=10,starvation_ms=50")
     starved = t.add(prompt_len=100)
+    t.add(prompt_len=6, output_len=1)
     for _ in range(10):
-        t.add(prompt_len=6, output_len=1)
+        waiting = t.add(prompt_len=6, output_len=1)
         assert t.step().prefill[0][0] != starved
     assert t.now == pytest.approx(0.060)
-    assert levels(t)[0][0] == starved
-    t.add(prompt_len=6, output_len=1)
+    assert levels(t) == {0: [starved, waiting]}
     assert t.step().prefill == ((starved, 100),)
 
 
@@ -125,6 +125,16 @@ def test_blocks_are_kept_free_by_swapping_the_tail_out() -> None:
     assert plan.prefill == ((short, 40),)
     assert plan.kv == (("swap_out", second),)
     assert plan.decode == (first,)
+
+
+@pytest.mark.parametrize(("prompt_len", "joins"), [(32, True), (33, False)])
+def test_newcomers_leave_blocks_to_grow(prompt_len: int, joins: bool) -> None:
+    # 4 of 8 blocks are free and 2 are to stay so: a prompt may take 2, 32 tokens.
+    t = table("fastserve:max_batch=2", total_blocks=8, total_host_blocks=0)
+    t.add(prompt_len=60, max_tokens=50)
+    t.step()
+    t.add(prompt_len=prompt_len, max_tokens=50)
+    assert bool(t.step().prefill) == joins
 
 
 def test_swapped_tasks_come_back_from_the_top_while_room() -> None:

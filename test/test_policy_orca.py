@@ -39,7 +39,7 @@ def test_rows_of_the_engine_cap_the_batch() -> None:
 
 
 def test_kv_is_reserved_for_prompt_and_max_tokens() -> None:
-    # 16 + 64 tokens are 5 blocks (the last one's KV is not needed), though a prompt takes one at first: two fit in 10.
+    # 16 + 64 tokens are 5 blocks, though a prompt takes one at first: two fit in 10.
     t = table(total_blocks=10)
     for _ in range(3):
         t.add(prompt_len=16, max_tokens=64)

@@ -216,6 +216,13 @@ def test_a_task_too_fast_to_fit_runs_alone() -> None:
     assert t.step().decode == (fast,)
 
 
+def test_a_task_too_fast_to_fit_stays_alone_even_where_two_would_seem_to_fit() -> None:
+    # A table that is not monotone: 20 * 60 = 1200 alone, 20 * 10 = 200 with a second one.
+    t = table(steps=[60.0, 10.0])
+    add(t, 50), add(t, 50)
+    assert state_of(t)["selected"] == [0]
+
+
 def test_a_cycle_that_is_exactly_full_fits() -> None:
     t = table(steps=[30.0, 50.0, 50.1])  # 20 * 50 = 1000
     add(t, 50)

@@ -63,7 +63,7 @@ class FastServe : public Policy {
 
   void choose(StepBuilder& step);
   bool make_room(int64_t blocks, StepBuilder& step);
-  void run(int32_t slot, StepBuilder& step);
+  void run(int32_t slot, int32_t tokens, StepBuilder& step);
   bool is_chosen(int32_t slot) const;
   void swap_proactively(StepBuilder& step);
   void force_one(StepBuilder& step);
@@ -200,7 +200,7 @@ void FastServe::choose(StepBuilder& step) {
     if (!here && !placing) continue;
     if (task.kv == KvState::none && !prompts) continue;
 
-    const int32_t tokens = task.ready_to_decode() ? 1 : step.prefill_room(slot);
+    const int32_t tokens = task.ready_to_decode() ? 1 : step.whole_prefill(slot);
     if (tokens == 0) {
       prompts = false;
       continue;
@@ -213,15 +213,16 @@ void FastServe::choose(StepBuilder& step) {
       placing = placing && here;
       continue;
     }
-    run(slot, step);
+    run(slot, tokens, step);
   }
 }
 
 // Adds a task for whose KV there is room.
-void FastServe::run(int32_t slot, StepBuilder& step) {
+void FastServe::run(int32_t slot, int32_t tokens, StepBuilder& step) {
   const TaskView& task = step.view().tasks[slot];
   if (task.kv == KvState::host) step.swap_in(slot);
-  if (task.ready_to_decode() ? step.decode(slot) : step.prefill(slot)) chosen_.push_back(slot);
+  if (task.ready_to_decode() ? step.decode(slot) : step.prefill(slot, tokens))
+    chosen_.push_back(slot);
 }
 
 bool FastServe::is_chosen(int32_t slot) const {
@@ -256,12 +257,12 @@ void FastServe::force_one(StepBuilder& step) {
   if (target < 0) return;
 
   const TaskView& task = view.tasks[target];
-  const int32_t tokens = task.ready_to_decode() ? 1 : step.prefill_room(target);
+  const int32_t tokens = task.ready_to_decode() ? 1 : step.whole_prefill(target);
   const int32_t blocks = step.growth(target, tokens) + (task.kv == KvState::host ? task.blocks : 0);
   for (int32_t slot = last(); step.free_blocks() < blocks && slot >= 0; slot = before(slot)) {
     if (slot != target && view.tasks[slot].kv == KvState::device) step.evict(slot);
   }
-  run(target, step);
+  run(target, tokens, step);
 }
 
 StepPlan FastServe::plan(const View& view) {

@@ -39,7 +39,7 @@ class Orca : public Policy {
       if (task.ready_to_decode()) step.decode(slot);
     }
     for (int32_t slot : running_) {  // prompts longer than a step
-      if (!view.tasks[slot].ready_to_decode()) step.prefill(slot);
+      if (!view.tasks[slot].ready_to_decode()) step.prefill(slot, step.whole_prefill(slot));
     }
     int32_t joined = 0;
     for (int32_t slot : waiting_) {
@@ -48,9 +48,10 @@ class Orca : public Policy {
         step.reject(slot, std::move(why));
         continue;
       }
-      const int64_t need = reservation(task, view);
+      const int64_t need = reservation(task, view) - task.blocks;
       if (static_cast<int32_t>(running_.size()) + joined >= max_batch_) break;
-      if (promised + need > view.free_blocks || !step.prefill(slot)) break;
+      if (promised + need > view.free_blocks) break;
+      if (!step.prefill(slot, step.whole_prefill(slot))) break;
       promised += need;
       ++joined;
     }

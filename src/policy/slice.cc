@@ -288,8 +288,8 @@ StepPlan Slice::plan(const View& view) {
   }
   for (int32_t slot : s.slots) {
     if (view.tasks[slot].ready_to_decode()) continue;
-    const int32_t tokens = step.prefill_room(slot);
-    if (tokens > 0 && place(slot, tokens)) step.prefill(slot);
+    const int32_t tokens = step.whole_prefill(slot);
+    if (tokens > 0 && place(slot, tokens)) step.prefill(slot, tokens);
     if (alone >= 0) break;
   }
   return step.take();

@@ -18,7 +18,7 @@ int32_t StepBuilder::growth(int32_t slot, int32_t tokens) const {
   return std::max(0, view_.blocks_for(int64_t{task.cached} + tokens) - task.blocks);
 }
 
-int32_t StepBuilder::prefill_room(int32_t slot) const {
+int32_t StepBuilder::whole_prefill(int32_t slot) const {
   const TaskView& task = view_.tasks[slot];
   const bool first = plan_.prefill.empty();
   const bool whole = first && !task.prefill_divisible;  // may exceed what prompts get in a step
@@ -38,10 +38,9 @@ bool StepBuilder::decode(int32_t slot) {
   return true;
 }
 
-bool StepBuilder::prefill(int32_t slot) {
-  const int32_t tokens = prefill_room(slot);
+bool StepBuilder::prefill(int32_t slot, int32_t tokens) {
   const int32_t blocks = growth(slot, tokens);
-  if (tokens == 0 || blocks > free_) return false;
+  if (tokens <= 0 || rows_left_ <= 0 || tokens > tokens_left_ || blocks > free_) return false;
   plan_.prefill.push_back({slot, tokens});
   rows_left_ -= 1;
   tokens_left_ -= tokens;

@@ -25,15 +25,16 @@ class StepBuilder {
 
   // Device blocks to allocate before `slot` can append `tokens` tokens to its KV.
   int32_t growth(int32_t slot, int32_t tokens) const;
-  // Tokens of prefill that fit now, whatever the blocks: all that are pending; or what is left of
-  // the step, when the step has no other prefill and the task's may be cut; or 0: not in this step.
-  int32_t prefill_room(int32_t slot) const;
+  // Tokens of prefill for policies that cut prompts only where they must, whatever the blocks: all
+  // that are pending; or what is left of the step, when it has no other prefill and the task's may
+  // be cut; or 0: not in this step.
+  int32_t whole_prefill(int32_t slot) const;
 
   // Each returns false and changes nothing when there is no row, token or block left for it.
-  bool decode(int32_t slot);    // ready to decode; KV on the device or swapped in
-  bool prefill(int32_t slot);   // prefill_room(slot) tokens
-  bool swap_in(int32_t slot);   // KV on the host
-  bool swap_out(int32_t slot);  // KV on the device
+  bool decode(int32_t slot);                   // ready to decode; KV on the device or swapped in
+  bool prefill(int32_t slot, int32_t tokens);  // not ready to decode; KV likewise, or none
+  bool swap_in(int32_t slot);                  // KV on the host
+  bool swap_out(int32_t slot);                 // KV on the device
   // Frees a task's device blocks: to the host if there is room, else by dropping them. A task that
   // could not be computed again after a drop ends as rejected.
   void evict(int32_t slot);
