@@ -1,0 +1,79 @@
+"""A policy that does anything the rules allow, for tests of what must not depend on a schedule."""
+
+from __future__ import annotations
+
+import random
+
+from slicellm import _core
+
+
+class RandomPolicy(_core.Policy):
+    """Random rows, chunk sizes, pauses, swaps and drops, from a seed."""
+
+    name = "random"
+
+    def __init__(self, seed: int, pause: float = 0.3, move: float = 0.08) -> None:
+        super().__init__()
+        self.random = random.Random(seed)
+        self.pause, self.move = pause, move
+        self.moves: dict[str, int] = {"swap_out": 0, "swap_in": 0, "drop": 0, "chunk": 0}
+
+    def plan(self, view: _core.View) -> _core.StepPlan:
+        if not view.live:
+            return _core.StepPlan()
+        rng = self.random
+        slots = list(view.live)
+        rng.shuffle(slots)
+        prefill, decode, kv = [], [], []
+        free, free_host = view.free_blocks, view.free_host_blocks
+        rows, tokens = view.max_rows, view.max_step_tokens
+        for slot in slots:
+            task = view.task(slot)
+            place, blocks, cached = task.kv, task.blocks, task.cached
+            if place != "none" and rng.random() < self.move:
+                kv.append(("drop", slot))
+                free, free_host = (
+                    (free + blocks, free_host) if place == "device" else (free, free_host + blocks)
+                )
+                place, blocks, cached = "none", 0, 0
+            elif place == "device" and blocks <= free_host and rng.random() < self.move:
+                kv.append(("swap_out", slot))
+                free, free_host, place = free + blocks, free_host - blocks, "host"
+            elif place == "host" and blocks <= free and rng.random() < 0.3:
+                kv.append(("swap_in", slot))
+                free, free_host, place = free - blocks, free_host + blocks, "device"
+            if place == "host" or rows == 0 or rng.random() < self.pause:
+                continue
+            pending = task.prompt_len + task.produced - cached
+            ready = task.produced > 0 and pending == 1
+            n = pending
+            if not ready and task.prefill_divisible:
+                n = rng.randint(1, pending)
+                self.moves["chunk"] += n < pending
+            need = max(0, view.blocks_for(cached + n) - blocks)
+            if n > tokens or need > free:
+                continue
+            free, tokens, rows = free - need, tokens - n, rows - 1
+            if ready:
+                decode.append(slot)
+            else:
+                prefill.append((slot, n))
+        if prefill or decode or rng.random() < 0.5:
+            for kind, _ in kv:
+                self.moves[kind] += 1
+            idle = not (prefill or decode or kv)
+            wake = {"wake_at": view.now + 1e-4} if idle else {}
+            return _core.StepPlan(prefill=prefill, decode=decode, kv=kv, **wake)
+        return self.force(view)
+
+    def force(self, view: _core.View) -> _core.StepPlan:
+        """The oldest task alone, everything else dropped: always possible."""
+        kv = [("drop", slot) for slot in view.live if view.task(slot).kv != "none"]
+        self.moves["drop"] += len(kv)
+        task = view.task(view.live[0])
+        n = min(
+            task.prompt_len + task.produced,
+            view.max_step_tokens,
+            view.total_blocks * view.block_tokens,
+        )
+        return _core.StepPlan(prefill=[(view.live[0], n)], kv=kv)
