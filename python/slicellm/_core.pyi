@@ -198,17 +198,28 @@ class TaskView:
 class View:
     """What a policy may look at. A view that an engine lends is valid during the call only."""
 
-    now: float
-    tasks: tuple[TaskView, ...]  # copies, indexed by slot; empty rows have id -1
-    live: tuple[int, ...]  # slots by arrival, then id
-    block_tokens: int
-    total_blocks: int
-    free_blocks: int
-    total_host_blocks: int
-    free_host_blocks: int
-    block_bytes: int
-    max_rows: int
-    max_step_tokens: int
+    @property
+    def now(self) -> float: ...
+    @property
+    def tasks(self) -> tuple[TaskView, ...]: ...  # copies, indexed by slot; empty rows have id -1
+    @property
+    def live(self) -> tuple[int, ...]: ...  # slots by arrival, then id
+    @property
+    def block_tokens(self) -> int: ...
+    @property
+    def total_blocks(self) -> int: ...
+    @property
+    def free_blocks(self) -> int: ...
+    @property
+    def total_host_blocks(self) -> int: ...
+    @property
+    def free_host_blocks(self) -> int: ...
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def max_rows(self) -> int: ...
+    @property
+    def max_step_tokens(self) -> int: ...
     def __init__(
         self,
         tasks: Sequence[TaskView],
@@ -251,9 +262,11 @@ class StepPlan:
 
 class Policy:
     """Base of native policies, and of policies written in Python (define plan; on, commit and
-    inspect as needed). A native policy refuses calls out of order with StateError."""
+    inspect as needed; `name` is the class's unless it sets its own). A native policy refuses calls
+    out of order with StateError."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
     def __init__(self) -> None: ...
     def on(self, kind: str, slot: int, view: View) -> None: ...  # kind: "arrive" | "finish"
     def plan(self, view: View) -> StepPlan: ...
@@ -270,9 +283,12 @@ class MaskMatrix:
     """SLICE's decode-mask matrix: row = task, column = decode step."""
 
     def __init__(self, rates: Sequence[int], layout: str = "packed") -> None: ...
-    rows: int
-    columns: int
-    rates: tuple[int, ...]  # ones a row, from high to low
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def rates(self) -> tuple[int, ...]: ...  # ones a row, from high to low
     def column(self, j: int) -> list[int]: ...  # rows that take part in decode step j
     def to_numpy(self) -> npt.NDArray[np.uint8]: ...  # [rows, columns]
 
