@@ -363,3 +363,34 @@ def test_policies_may_carry_parameters() -> None:
         "slice:mask_layout=spread,ratio=0.5",
     ]
     assert names("--policy slice:ratio=.9 --ratios .5") == ["slice:ratio=.9"]
+
+
+# ---- studies ------------------------------------------------------------------------------------
+
+
+def test_study_of_edge_goes_on_where_it_stopped(here: Path) -> None:
+    pytest.importorskip("matplotlib")
+    script = Path(__file__).resolve().parents[1] / "benchmark" / "studies" / "edge_policies.py"
+    results = here / "edge"
+    line = f"{script} -p model.flm --tasks 10 --loads 2 --seeds 0,1 --results {results}"
+
+    def study(policies: str) -> str:
+        command = [sys.executable, *line.split(), "--policy", policies]
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert study("slice:ratio=0.9").count(" met in ") == 2
+    assert study("slice:ratio=0.9,orca").count(" met in ") == 2  # only orca's cells were missing
+    cell = json.loads((results / "load2_seed1_orca.json").read_text())
+    assert cell["policies"]["orca"]["submitted"] == 10 and cell["config"]["load"] == 2.0
+    text = (results / "summary.md").read_text()
+    assert text.count("| orca |") >= 2 and "35x" in text and "3.4x" in text
+    assert (results / "edge.png").stat().st_size > 10_000
+    other = subprocess.run(
+        [sys.executable, *line.replace("--tasks 10", "--tasks 11").split()],
+        cwd=here,
+        capture_output=True,
+        text=True,
+    )
+    assert other.returncode != 0 and "--results" in other.stderr  # cells of one study agree

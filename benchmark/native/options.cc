@@ -1,8 +1,10 @@
 #include "options.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <optional>
+#include <functional>
+#include <map>
 #include <string_view>
 
 #include "slicellm/error.h"
@@ -103,84 +105,99 @@ Options parse_options(int argc, const char* const* argv) {
   constexpr int64_t kMaxTasks = 1000000, kMaxTokens = 1 << 24;
   Options options;
   bool slice = false, rated = false;
-  std::optional<std::string> ratio;
-  int i = 1;
-  while (i < argc) {
-    const std::string flag = argv[i++];
-    const auto is = [&flag](const char* a, const char* b = "") { return flag == a || flag == b; };
-    if (is("-h", "--help")) {
+  std::string ratio;
+  std::string flag;  // the one that is being read, as it was written
+  const auto number = [&flag](const std::string& value, int64_t high) {
+    return static_cast<int>(whole(flag, value, 1, high));
+  };
+  const std::map<std::string_view, std::string_view> long_names = {
+      {"-p", "--path"},
+      {"-t", "--threads"},
+      {"-b", "--batch"},
+      {"-l", "--limit"},
+      {"--request-rate", "--lambda"},
+      {"--num-prompts", "--total-tasks"},
+  };
+  const std::map<std::string_view, std::function<void()>> switches = {
+      {"--slice", [&] { slice = true; }},
+      {"--test-mode", [&] { options.test_mode = true; }},
+      {"--poisson", [&] { rated = true; }},
+  };
+  const std::map<std::string_view, std::function<void(const std::string&)>> settings = {
+      {"--path", [&](auto& value) { options.path = value; }},
+      {"--threads", [&](auto& value) { options.threads = number(value, 1024); }},
+      {"--batch", [&](auto& value) { options.batch = number(value, 4096); }},
+      {"--limit", [&](auto& value) { options.limit = number(value, kMaxTokens); }},
+      {"--dtype", [&](auto& value) { options.dtype = value; }},
+      {"--policy", [&](auto& value) { options.policies = split_policies(value); }},
+      {"--ratios",
+       [&](auto& value) {
+         real(flag, value, 1, false);
+         ratio = value;
+       }},
+      {"--workload",
+       [&](auto& value) {
+         if (value != "edge") refuse(flag, value, "edge");
+       }},
+      {"--slo-scale",
+       [&](auto& value) {
+         options.slo_scale = value == "auto" ? 0 : real(flag, value, 1e6, false);
+       }},
+      {"--lambda",
+       [&](auto& value) {
+         options.rate = real(flag, value, 1e6, false);
+         rated = true;
+       }},
+      {"--load",
+       [&](auto& value) {
+         options.load = real(flag, value, 1e3, false);
+         rated = true;
+       }},
+      {"--intervals",
+       [&](auto& value) {
+         for (const std::string& gap : split(value)) {
+           options.intervals.push_back(real(flag, gap, 1e9, true));
+         }
+       }},
+      {"--concurrent", [&](auto& value) { options.concurrent = number(value, kMaxTasks); }},
+      {"--total-tasks", [&](auto& value) { options.total_tasks = number(value, kMaxTasks); }},
+      {"--seed",
+       [&](auto& value) {
+         options.seed = static_cast<uint64_t>(whole(flag, value, 0, INT64_MAX));
+       }},
+      {"--save-result", [&](auto& value) { options.save_result = value; }},
+  };
+  for (int i = 1; i < argc; ++i) {
+    flag = argv[i];
+    if (flag == "-h" || flag == "--help") {
       options.help = true;
       return options;
     }
-    if (is("--slice")) {
-      slice = true;
-      continue;
+    const auto longer = long_names.find(flag);
+    const std::string_view name = longer == long_names.end() ? flag : longer->second;
+    if (const auto found = switches.find(name); found != switches.end()) {
+      found->second();
+    } else if (const auto setting = settings.find(name); setting != settings.end()) {
+      if (++i == argc) refuse(flag, "", "a value after it");
+      setting->second(argv[i]);
+    } else {
+      refuse("flag", flag, "one of those that benchmark -h lists");
     }
-    if (is("--test-mode")) {
-      options.test_mode = true;
-      continue;
-    }
-    if (is("--poisson")) {
-      rated = true;
-      continue;
-    }
-    static constexpr std::string_view kWithValue[] = {
-        "-p",       "--path",       "-t",           "--threads",     "-b",
-        "--batch",  "-l",           "--limit",      "--dtype",       "--policy",
-        "--ratios", "--workload",   "--slo-scale",  "--lambda",      "--request-rate",
-        "--load",   "--intervals",  "--concurrent", "--total-tasks", "--num-prompts",
-        "--seed",   "--save-result"};
-    bool known = false;
-    for (std::string_view name : kWithValue) known = known || flag == name;
-    if (!known) refuse("flag", flag, "one of those that benchmark -h lists");
-    if (i >= argc) refuse(flag, "", "a value after it");
-    const std::string value = argv[i++];
-    if (is("-p", "--path")) options.path = value;
-    if (is("-t", "--threads")) options.threads = static_cast<int>(whole(flag, value, 1, 1024));
-    if (is("-b", "--batch")) options.batch = static_cast<int>(whole(flag, value, 1, 4096));
-    if (is("-l", "--limit")) options.limit = static_cast<int>(whole(flag, value, 1, kMaxTokens));
-    if (is("--dtype")) options.dtype = value;
-    if (is("--policy")) options.policies = split_policies(value);
-    if (is("--ratios")) {
-      if (real(flag, value, 1, false) > 0) ratio = value;
-    }
-    if (is("--workload") && value != "edge") refuse(flag, value, "edge");
-    if (is("--slo-scale")) options.slo_scale = value == "auto" ? 0 : real(flag, value, 1e6, false);
-    if (is("--lambda", "--request-rate")) {
-      options.rate = real(flag, value, 1e6, false);
-      rated = true;
-    }
-    if (is("--load")) {
-      options.load = real(flag, value, 1e3, false);
-      rated = true;
-    }
-    if (is("--intervals")) {
-      for (const std::string& gap : split(value)) {
-        options.intervals.push_back(real(flag, gap, 1e9, true));
-      }
-    }
-    if (is("--concurrent")) options.concurrent = static_cast<int>(whole(flag, value, 1, kMaxTasks));
-    if (is("--total-tasks", "--num-prompts")) {
-      options.total_tasks = static_cast<int>(whole(flag, value, 1, kMaxTasks));
-    }
-    if (is("--seed")) options.seed = static_cast<uint64_t>(whole(flag, value, 0, INT64_MAX));
-    if (is("--save-result")) options.save_result = value;
   }
+
   if (options.path.empty()) refuse("-p", "", "the path of a model");
-  const int ways = static_cast<int>(rated) + static_cast<int>(!options.intervals.empty()) +
-                   static_cast<int>(options.concurrent > 0);
-  if (ways > 1) {
+  if (rated + !options.intervals.empty() + (options.concurrent > 0) > 1) {
     refuse("arrivals", "several",
-           "one of a rate (--poisson, --lambda, --load), --intervals, "
-           "--concurrent");
+           "one of a rate (--poisson, --lambda, --load), --intervals, --concurrent");
   }
-  if (options.policies.empty()) options.policies = {slice ? "slice" : "orca"};
-  bool has_slice = false;
-  for (const std::string& policy : options.policies) has_slice = has_slice || is_slice(policy);
-  if (slice && !has_slice) options.policies.insert(options.policies.begin(), "slice");
-  for (std::string& policy : options.policies) {
-    if (ratio && is_slice(policy) && policy.find("ratio=") == std::string::npos) {
-      policy += (policy.find(':') == std::string::npos ? ":ratio=" : ",ratio=") + *ratio;
+  std::vector<std::string>& policies = options.policies;
+  if (policies.empty()) policies = {slice ? "slice" : "orca"};
+  if (slice && std::none_of(policies.begin(), policies.end(), is_slice)) {
+    policies.insert(policies.begin(), "slice");
+  }
+  for (std::string& policy : policies) {
+    if (!ratio.empty() && is_slice(policy) && policy.find("ratio=") == std::string::npos) {
+      policy += (policy.find(':') == std::string::npos ? ":ratio=" : ",ratio=") + ratio;
     }
   }
   return options;

@@ -12,6 +12,7 @@ import numpy as np
 Cell = Mapping[str, Any]  # a result file
 Cells = dict[tuple[float, str], list[Cell]]  # by load and policy, one a seed
 CLASSES = ("realtime", "voice", "qa")
+BASELINES = {"orca": "#E69F00", "fastserve": "#009E73"}  # what slice is compared with
 
 
 def read_cells(results: Path) -> Cells:
@@ -103,7 +104,7 @@ def ratios(cells: Cells) -> list[str]:
     ]
     for load in sorted({at for at, _ in cells}):
         best = best_slice(cells, load)
-        for other in ("orca", "fastserve"):
+        for other in BASELINES:
             if best is None or (load, other) not in cells:
                 continue
             ours, theirs = cells[load, best], cells[load, other]
@@ -167,7 +168,6 @@ def draw(cells: Cells, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    colours = ("#08306b", "#2171b5", "#6baed6", "#a6bddb", "#E69F00", "#009E73")
     panels: tuple[tuple[str, str, float, str], ...] = (
         ("SLO attainment", "attainment", 100, "% of tasks"),
         ("utility attained", "utility", 100, "% of submitted utility"),
@@ -175,6 +175,8 @@ def draw(cells: Cells, path: Path) -> None:
         ("completion time", "e2el_ms/mean", 1e-3, "seconds, mean"),
     )
     policies = list(dict.fromkeys(policy for _, policy in cells))
+    blues = iter(("#08306b", "#2171b5", "#6baed6", "#a6bddb"))
+    colours = {p: BASELINES.get(p) or next(blues, "#666666") for p in policies}
     loads = sorted({at for at, _ in cells})
     figure = Figure(figsize=(13, 3.7), layout="constrained")
     FigureCanvasAgg(figure)
@@ -192,7 +194,7 @@ def draw(cells: Cells, path: Path) -> None:
                 centre,
                 reach,
                 fmt=style,
-                color=colours[k % len(colours)],
+                color=colours[policy],
                 label=policy,
                 markersize=4,
                 linewidth=1.4,
