@@ -87,6 +87,11 @@ def run_cells(args: argparse.Namespace) -> None:
     runner = Runner(model.core, setup["latency"])
     vocabulary, ends = model.spec["vocab"], model.spec["eos_ids"]
     warm = False
+    grid = [(s, load, p) for s in args.seeds for load in args.loads for p in args.policy]
+    left = sum(not cell_path(args.results, load, s, p).exists() for s, load, p in grid)
+    # Every cell has the same work, which at saturation and above takes at least tasks / saturation.
+    least = left * args.tasks / scenario_at(1.0, args.tasks, latency).work.saturation
+    print(f"{left} of {len(grid)} cells to run, at least {least / 60:.0f} minutes", flush=True)
     for seed in args.seeds:
         for load in args.loads:
             scenario = scenario_at(load, args.tasks, latency)
