@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,18 @@ def test_chatglm1_refuses_a_cut_prompt(directory: Path) -> None:
     for chunk in (1, 5, [tiny.PROMPT - 1, 1]):
         with pytest.raises(_core.InvalidArgument, match="whole prompt of 12 tokens in one step"):
             model.forward(IDS[: tiny.PROMPT], chunk)
+
+
+@pytest.mark.parametrize("directory", ["llama"], indirect=True)
+def test_calls_from_several_threads(directory: Path) -> None:
+    """They wait for each other: same bits as one after the other."""
+    model = load(directory, dtype="int4")
+    prompts = [IDS[i : i + 20] for i in range(8)]
+    alone = [model.forward(ids) for ids in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for got, expected in zip(pool.map(model.forward, prompts), alone):
+                assert np.array_equal(got, expected)
 
 
 @pytest.mark.parametrize("directory", ["llama"], indirect=True)

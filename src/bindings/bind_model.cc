@@ -193,8 +193,8 @@ void bind_model(py::module_& m) {
           "forward", &forward, py::arg("ids"), py::arg("chunk") = 0, py::arg("prompt_len") = 0,
           "Logits [len(ids), vocab] of every token. `chunk`: tokens per step (0 = all at once), or "
           "a list with the size of each step. `prompt_len`: how many of the ids are the prompt "
-          "(0 = all), which ChatGLM-6B needs. For tests and tools; not while an engine runs on "
-          "this model. Raises InvalidArgument.");
+          "(0 = all), which ChatGLM-6B needs. For tests and tools; waits for steps of "
+          "engines on this model. Raises InvalidArgument.");
   m.def(
       "model_spec", [](const ModelFile& file) { return spec_dict(make_model_spec(file)); },
       py::arg("file"), "What `Model.spec` would be, without loading weights.");

@@ -9,15 +9,6 @@
 namespace slicellm {
 namespace {
 
-std::string join(Keys keys, std::string_view separator) {
-  std::string out;
-  for (std::string_view key : keys) {
-    if (!out.empty()) out += separator;
-    out += key;
-  }
-  return out;
-}
-
 std::string_view first_present(const Config& config, Keys keys) {
   for (std::string_view key : keys) {
     if (config.has(key)) return key;
@@ -35,29 +26,20 @@ std::string short_number(double value) {
   return text;
 }
 
-int64_t checked_int(const Config& config, std::string_view key, int64_t low, int64_t high) {
+int32_t checked_int(const Config& config, std::string_view key, int32_t low, int32_t high) {
   const int64_t value = config.require_int(key);
   if (value < low || value > high) {
     throw Error(ErrorKind::format, std::string(key), std::to_string(value),
                 "an integer from " + std::to_string(low) + " to " + std::to_string(high));
   }
-  return value;
+  return static_cast<int32_t>(value);
 }
 
 }  // namespace
 
-int64_t int_in(const Config& config, Keys keys, int64_t fallback, int64_t low, int64_t high) {
+int32_t int_in(const Config& config, Keys keys, int32_t fallback, int32_t low, int32_t high) {
   const std::string_view key = first_present(config, keys);
   return key.empty() ? fallback : checked_int(config, key, low, high);
-}
-
-int64_t required_int_in(const Config& config, Keys keys, int64_t low, int64_t high) {
-  const std::string_view key = first_present(config, keys);
-  if (key.empty()) {
-    throw Error(ErrorKind::format, join(keys, " or "), "nothing",
-                "an integer from " + std::to_string(low) + " to " + std::to_string(high));
-  }
-  return checked_int(config, key, low, high);
 }
 
 double float_in(const Config& config, Keys keys, double fallback, double low, double high) {
@@ -77,7 +59,11 @@ void require_one_of(const Config& config, std::string_view key, Keys allowed) {
   for (std::string_view option : allowed) {
     if (value == option) return;
   }
-  throw Error(ErrorKind::unsupported, std::string(key), value, join(allowed, " or "));
+  std::string expected;
+  for (std::string_view option : allowed) {
+    expected += (expected.empty() ? "" : " or ") + std::string(option);
+  }
+  throw Error(ErrorKind::unsupported, std::string(key), value, expected);
 }
 
 void require_bool(const Config& config, std::string_view key, bool fallback, bool expected) {
@@ -87,7 +73,7 @@ void require_bool(const Config& config, std::string_view key, bool fallback, boo
                        : "false (the other variant is not supported)");
 }
 
-std::pair<int64_t, int64_t> matrix_shape(const ModelFile& file, const std::string& name) {
+std::pair<int32_t, int32_t> matrix_shape(const ModelFile& file, const std::string& name) {
   const Weight w = file.weight(name + ".weight");
   if (w.shape.size() != 2) {
     throw Error(ErrorKind::format, w.name, std::to_string(w.shape.size()) + " dimensions",
@@ -99,14 +85,14 @@ std::pair<int64_t, int64_t> matrix_shape(const ModelFile& file, const std::strin
                   "1 to " + std::to_string(limits::kVocab));
     }
   }
-  return {w.shape[0], w.shape[1]};
+  return {static_cast<int32_t>(w.shape[0]), static_cast<int32_t>(w.shape[1])};
 }
 
-int64_t count_layers(const ModelFile& file, std::string_view prefix) {
-  int64_t count = 0;
+int32_t count_layers(const ModelFile& file, std::string_view prefix) {
+  int32_t count = 0;
   for (const std::string& name : file.names()) {
     if (!name.starts_with(prefix)) continue;
-    int64_t index = -1;
+    int32_t index = -1;
     const char* begin = name.data() + prefix.size();
     const char* end = name.data() + name.size();
     const auto [rest, error] = std::from_chars(begin, end, index);
@@ -121,26 +107,25 @@ int64_t count_layers(const ModelFile& file, std::string_view prefix) {
 void read_common(const ModelFile& file, std::string_view layer_prefix, int32_t default_heads,
                  ModelSpec& spec) {
   const Config& config = file.config();
-  const int64_t counted = count_layers(file, layer_prefix);
+  const int32_t counted = count_layers(file, layer_prefix);
   if (counted == 0) {
     throw Error(ErrorKind::format, "weights", "no layer \"" + std::string(layer_prefix) + "0\"",
                 "the weights of model_type " + config.get_string("model_type", "chatglm"));
   }
-  spec.layers = static_cast<int32_t>(
-      int_in(config, {"num_hidden_layers", "num_layers", "n_layer"}, counted, 1, limits::kLayers));
-  constexpr int64_t kMaxHeads = limits::kHeads;
-  spec.heads = static_cast<int32_t>(
-      default_heads > 0
-          ? int_in(config, {"num_attention_heads", "n_head"}, default_heads, 1, kMaxHeads)
-          : required_int_in(config, {"num_attention_heads", "n_head"}, 1, kMaxHeads));
-
+  spec.layers =
+      int_in(config, {"num_hidden_layers", "num_layers", "n_layer"}, counted, 1, limits::kLayers);
+  spec.heads = int_in(config, {"num_attention_heads", "n_head"}, default_heads, 1, limits::kHeads);
+  if (spec.heads == 0) {
+    throw Error(ErrorKind::format, "num_attention_heads", "nothing",
+                "an integer from 1 to " + std::to_string(limits::kHeads));
+  }
   for (int64_t id : config.get_ints("eos_token_id")) {
     if (id < 0 || id >= limits::kVocab) {
       throw Error(ErrorKind::format, "eos_token_id", std::to_string(id), "token ids");
     }
     spec.eos_ids.push_back(static_cast<int32_t>(id));
   }
-  spec.bos_id = static_cast<int32_t>(int_in(config, {"bos_token_id"}, -1, -1, limits::kVocab - 1));
+  spec.bos_id = int_in(config, {"bos_token_id"}, -1, -1, limits::kVocab - 1);
 }
 
 }  // namespace slicellm

@@ -16,9 +16,7 @@ using Keys = std::initializer_list<std::string_view>;
 
 // The value of the first present key; `fallback` when none is present. Throws Error(format) for a
 // value outside [low, high].
-int64_t int_in(const Config& config, Keys keys, int64_t fallback, int64_t low, int64_t high);
-// As above, but throws Error(format) when no key is present.
-int64_t required_int_in(const Config& config, Keys keys, int64_t low, int64_t high);
+int32_t int_in(const Config& config, Keys keys, int32_t fallback, int32_t low, int32_t high);
 double float_in(const Config& config, Keys keys, double fallback, double low, double high);
 
 // Throws Error(unsupported) unless the key is absent or has one of the allowed values.
@@ -28,9 +26,9 @@ void require_bool(const Config& config, std::string_view key, bool fallback, boo
 
 // Rows and columns of matrix "<name>.weight", for numbers that old files do not state. Throws
 // Error(format) when it is missing or not a matrix.
-std::pair<int64_t, int64_t> matrix_shape(const ModelFile& file, const std::string& name);
+std::pair<int32_t, int32_t> matrix_shape(const ModelFile& file, const std::string& name);
 // 1 + the largest N in names "<prefix>N.", 0 if there is none.
-int64_t count_layers(const ModelFile& file, std::string_view prefix);
+int32_t count_layers(const ModelFile& file, std::string_view prefix);
 
 // What any transformer's spec has: layers, heads and token ids, from the keys that Hugging Face and
 // fastllm use. Layers "<layer_prefix>N." are counted where no key says how many there are.
@@ -39,12 +37,12 @@ void read_common(const ModelFile& file, std::string_view layer_prefix, int32_t d
                  ModelSpec& spec);
 
 namespace limits {
-constexpr int64_t kLayers = 4096;
-constexpr int64_t kWidth = int64_t{1} << 20;  // hidden, inner, heads * head_dim
-constexpr int64_t kHeads = 4096;
-constexpr int64_t kHeadDim = 4096;
-constexpr int64_t kVocab = int64_t{1} << 24;
-constexpr int64_t kPositions = int64_t{1} << 26;
+constexpr int32_t kLayers = 4096;
+constexpr int32_t kWidth = 1 << 20;  // hidden, inner, heads * head_dim
+constexpr int32_t kHeads = 4096;
+constexpr int32_t kHeadDim = 4096;
+constexpr int32_t kVocab = 1 << 24;
+constexpr int32_t kPositions = 1 << 26;
 }  // namespace limits
 
 }  // namespace slicellm

@@ -1,4 +1,5 @@
 #include <array>
+#include <cmath>
 #include <string>
 
 #include "model/family.h"
@@ -30,6 +31,18 @@ void refuse_experts(const Config& config) {
   }
 }
 
+const Family& find_family(const ModelFile& file) {
+  const std::string type = model_type_of(file);
+  for (const Family* family : kFamilies) {
+    if (!family->matches(file, type)) continue;
+    refuse_experts(file.config());
+    return *family;
+  }
+  throw Error(
+      ErrorKind::unsupported, "model_type", "\"" + type + "\"",
+      "one of " + supported_types() + " (mixture-of-experts and MLA models are not supported yet)");
+}
+
 }  // namespace
 
 std::string model_type_of(const ModelFile& file) {
@@ -47,18 +60,18 @@ std::string model_type_of(const ModelFile& file) {
   }
 }
 
-const Family& find_family(const ModelFile& file) {
-  const std::string type = model_type_of(file);
-  for (const Family* family : kFamilies) {
-    if (!family->matches(file, type)) continue;
-    refuse_experts(file.config());
-    return *family;
-  }
-  throw Error(
-      ErrorKind::unsupported, "model_type", "\"" + type + "\"",
-      "one of " + supported_types() + " (mixture-of-experts and MLA models are not supported yet)");
+ModelLayout make_model_layout(const ModelFile& file) {
+  const Family& family = find_family(file);
+  ModelLayout layout = family.layout(file);
+  ModelSpec& spec = layout.spec;
+  spec.family = family.name;
+  spec.attention_scale = static_cast<float>(1 / std::sqrt(spec.head_dim));
+  spec.rope_style = layout.rope.style;
+  spec.rotary_dim = layout.rope.rotary_dim;
+  layout.head.tied = spec.tied_embeddings;
+  return layout;
 }
 
-ModelSpec make_model_spec(const ModelFile& file) { return find_family(file).layout(file).spec; }
+ModelSpec make_model_spec(const ModelFile& file) { return make_model_layout(file).spec; }
 
 }  // namespace slicellm

@@ -74,11 +74,13 @@ extern const Family kChatGlm2Family;
 // The configuration's model_type; guessed from the vocabulary for .flm versions 0 and 1, as their
 // writers expect.
 std::string model_type_of(const ModelFile& file);
-// The family of a file. Throws Error(unsupported) naming model_type.
-const Family& find_family(const ModelFile& file);
+// The layout of a file by its family, with what follows from other parts of it filled in (names,
+// rotary dimensions, the attention scale 1/sqrt(head_dim)). Throws Error(unsupported) naming
+// model_type, or what the family throws.
+ModelLayout make_model_layout(const ModelFile& file);
 
 // Llama's layout, which several families share: decoder layers "model.layers.N" with separate
 // q/k/v and gate/up matrices, or fastllm's merged "mergeqkv" and "gateup_proj".
-ModelLayout llama_layout(const ModelFile& file, const char* family, Bias qkv_bias);
+ModelLayout llama_layout(const ModelFile& file, Bias qkv_bias);
 
 }  // namespace slicellm

@@ -21,16 +21,14 @@ ModelLayout layout(const ModelFile& file) {
   const Config& config = file.config();
   ModelLayout result;
   ModelSpec& spec = result.spec;
-  spec.family = kChatGlm1Family.name;
-  auto i32 = [](int64_t value) { return static_cast<int32_t>(value); };
 
   // Files of versions 0 and 1 state nothing: what shapes do not tell is ChatGLM-6B's.
   read_common(file, "transformer.layers.", 32, spec);
   const auto [vocab, hidden] = matrix_shape(file, kEmbedding);
-  spec.vocab = i32(int_in(config, {"vocab_size"}, vocab, 1, limits::kVocab));
-  spec.hidden = i32(int_in(config, {"hidden_size"}, hidden, 1, limits::kWidth));
-  const int64_t inner = matrix_shape(file, "transformer.layers.0.mlp.dense_h_to_4h").first;
-  spec.inner = i32(int_in(config, {"inner_hidden_size"}, inner, 1, limits::kWidth));
+  spec.vocab = int_in(config, {"vocab_size"}, vocab, 1, limits::kVocab);
+  spec.hidden = int_in(config, {"hidden_size"}, hidden, 1, limits::kWidth);
+  const int32_t inner = matrix_shape(file, "transformer.layers.0.mlp.dense_h_to_4h").first;
+  spec.inner = int_in(config, {"inner_hidden_size"}, inner, 1, limits::kWidth);
   spec.kv_heads = spec.heads;
   spec.head_dim = spec.hidden / spec.heads;
   if (spec.hidden % spec.heads != 0 || spec.head_dim % 4 != 0) {
@@ -42,14 +40,11 @@ ModelLayout layout(const ModelFile& file) {
   spec.norm = NormKind::layer;
   spec.norm_eps = static_cast<float>(float_in(config, {"layernorm_epsilon"}, 1e-5, 0, 1));
   spec.activation = GateActivation::gelu_tanh;
-  spec.attention_scale = static_cast<float>(1 / std::sqrt(spec.head_dim));
   spec.residual_alpha = static_cast<float>(std::sqrt(2.0 * spec.layers));
   spec.norm_is_residual = true;
   spec.prefill_divisible = false;
-  spec.max_positions = i32(int_in(config, {"max_sequence_length"}, 2048, 1, limits::kPositions));
+  spec.max_positions = int_in(config, {"max_sequence_length"}, 2048, 1, limits::kPositions);
   result.rope = {.style = RopeStyle::glm_2d, .rotary_dim = spec.head_dim / 2};
-  spec.rope_style = result.rope.style;
-  spec.rotary_dim = result.rope.rotary_dim;
   if (spec.bos_id < 0) spec.bos_id = 130004;
   if (spec.eos_ids.empty()) spec.eos_ids = {130005};
 
@@ -71,7 +66,6 @@ ModelLayout layout(const ModelFile& file) {
   spec.tied_embeddings = !file.contains("lm_head.weight");
   result.head = {
       {{spec.tied_embeddings ? kEmbedding : "lm_head", spec.vocab}}, width, Bias::optional, 0};
-  result.head.tied = spec.tied_embeddings;
   return result;
 }
 

@@ -1,5 +1,3 @@
-#include <cmath>
-
 #include "model/config_reader.h"
 #include "model/family.h"
 #include "slicellm/error.h"
@@ -30,9 +28,9 @@ void read_rope_ratio(const Config& config, const ModelSpec& spec, RopeParameters
   }
 }
 
-int64_t kv_group_count(const ModelFile& file, const ModelSpec& spec) {
-  const int64_t rows = matrix_shape(file, kQkv).first;
-  const int64_t from_shape = (rows / spec.head_dim - spec.heads) / 2;
+int32_t kv_group_count(const ModelFile& file, const ModelSpec& spec) {
+  const int32_t rows = matrix_shape(file, kQkv).first;
+  const int32_t from_shape = (rows / spec.head_dim - spec.heads) / 2;
   const Config& config = file.config();
   if (!config.get_bool("multi_query_attention", true)) return spec.heads;
   return int_in(config, {"multi_query_group_num"}, from_shape, 1, limits::kHeads);
@@ -44,21 +42,18 @@ ModelLayout layout(const ModelFile& file) {
   const Config& config = file.config();
   ModelLayout result;
   ModelSpec& spec = result.spec;
-  spec.family = kChatGlm2Family.name;
-  auto i32 = [](int64_t value) { return static_cast<int32_t>(value); };
   read_common(file, "transformer.encoder.layers.", 0, spec);
   const auto [vocab, hidden] = matrix_shape(file, kEmbedding);
-  spec.vocab = i32(int_in(config, {"padded_vocab_size"}, vocab, 1, limits::kVocab));
-  spec.hidden = i32(int_in(config, {"hidden_size"}, hidden, 1, limits::kWidth));
-  const int64_t inner =
+  spec.vocab = int_in(config, {"padded_vocab_size"}, vocab, 1, limits::kVocab);
+  spec.hidden = int_in(config, {"hidden_size"}, hidden, 1, limits::kWidth);
+  const int32_t inner =
       matrix_shape(file, "transformer.encoder.layers.0.mlp.dense_h_to_4h").first / 2;
-  spec.inner = i32(int_in(config, {"ffn_hidden_size"}, inner, 1, limits::kWidth));
-  spec.head_dim =
-      i32(int_in(config, {"kv_channels"}, spec.hidden / spec.heads, 4, limits::kHeadDim));
+  spec.inner = int_in(config, {"ffn_hidden_size"}, inner, 1, limits::kWidth);
+  spec.head_dim = int_in(config, {"kv_channels"}, spec.hidden / spec.heads, 4, limits::kHeadDim);
   if (spec.head_dim < 4 || spec.head_dim % 4 != 0) {
     throw Error(ErrorKind::format, "kv_channels", std::to_string(spec.head_dim), "a multiple of 4");
   }
-  spec.kv_heads = i32(kv_group_count(file, spec));
+  spec.kv_heads = kv_group_count(file, spec);
   if (spec.kv_heads < 1 || spec.heads % spec.kv_heads != 0) {
     throw Error(ErrorKind::format, "multi_query_group_num", std::to_string(spec.kv_heads),
                 "a divisor of num_attention_heads = " + std::to_string(spec.heads));
@@ -69,12 +64,9 @@ ModelLayout layout(const ModelFile& file) {
   require_bool(config, "original_rope", true, true);
   spec.norm = NormKind::rms;
   spec.norm_eps = static_cast<float>(float_in(config, {"layernorm_epsilon"}, 1e-5, 0, 1));
-  spec.attention_scale = static_cast<float>(1 / std::sqrt(spec.head_dim));
-  spec.max_positions = i32(int_in(config, {"seq_length"}, 2048, 1, limits::kPositions));
+  spec.max_positions = int_in(config, {"seq_length"}, 2048, 1, limits::kPositions);
   result.rope = {.style = RopeStyle::interleaved, .rotary_dim = spec.head_dim / 2};
   read_rope_ratio(config, spec, result.rope);
-  spec.rope_style = result.rope.style;
-  spec.rotary_dim = result.rope.rotary_dim;
   if (spec.eos_ids.empty()) spec.eos_ids = {2};
 
   const int64_t q = int64_t{spec.heads} * spec.head_dim;
@@ -103,7 +95,6 @@ ModelLayout layout(const ModelFile& file) {
                  spec.hidden,
                  Bias::optional,
                  0};
-  result.head.tied = spec.tied_embeddings;
   return result;
 }
 

@@ -1,5 +1,3 @@
-#include <cmath>
-
 #include "model/config_reader.h"
 #include "model/family.h"
 #include "slicellm/error.h"
@@ -35,7 +33,7 @@ LayerSource llama_layer(const ModelFile& file, const ModelSpec& spec, int64_t in
   return source;
 }
 
-int64_t inner_size(const ModelFile& file) {
+int32_t inner_size(const ModelFile& file) {
   const std::string mlp = "model.layers.0.mlp.";
   if (file.contains(mlp + "gateup_proj.weight")) {
     return matrix_shape(file, mlp + "gateup_proj").first / 2;
@@ -46,7 +44,7 @@ int64_t inner_size(const ModelFile& file) {
 // Mistral's window is on when its size is given; Qwen2's also needs its switch.
 int32_t window_size(const Config& config) {
   if (!config.get_bool("use_sliding_window", true)) return 0;
-  return static_cast<int32_t>(int_in(config, {"sliding_window"}, 0, 1, limits::kPositions));
+  return int_in(config, {"sliding_window"}, 0, 1, limits::kPositions);
 }
 
 bool matches(const ModelFile&, std::string_view type) {
@@ -56,7 +54,7 @@ bool matches(const ModelFile&, std::string_view type) {
 ModelLayout layout(const ModelFile& file) {
   const Config& config = file.config();
   const Bias bias = config.get_bool("attention_bias", false) ? Bias::required : Bias::optional;
-  ModelLayout result = llama_layout(file, kLlamaFamily.name, bias);
+  ModelLayout result = llama_layout(file, bias);
   if (bias == Bias::required) {
     for (LayerSource& layer : result.layers) layer.attention_out.bias = Bias::required;
   }
@@ -70,20 +68,18 @@ ModelLayout layout(const ModelFile& file) {
 
 }  // namespace
 
-ModelLayout llama_layout(const ModelFile& file, const char* family, Bias qkv_bias) {
+ModelLayout llama_layout(const ModelFile& file, Bias qkv_bias) {
   const Config& config = file.config();
   ModelLayout result;
   ModelSpec& spec = result.spec;
-  spec.family = family;
   read_common(file, "model.layers.", 0, spec);
   result.embedding = "model.embed_tokens";
   const auto [vocab, hidden] = matrix_shape(file, result.embedding);
-  auto i32 = [](int64_t value) { return static_cast<int32_t>(value); };
-  spec.vocab = i32(int_in(config, {"vocab_size"}, vocab, 1, limits::kVocab));
-  spec.hidden = i32(int_in(config, {"hidden_size"}, hidden, 1, limits::kWidth));
-  spec.inner = i32(int_in(config, {"intermediate_size"}, inner_size(file), 1, limits::kWidth));
-  spec.kv_heads = i32(int_in(config, {"num_key_value_heads"}, spec.heads, 1, limits::kHeads));
-  spec.head_dim = i32(int_in(config, {"head_dim"}, spec.hidden / spec.heads, 2, limits::kHeadDim));
+  spec.vocab = int_in(config, {"vocab_size"}, vocab, 1, limits::kVocab);
+  spec.hidden = int_in(config, {"hidden_size"}, hidden, 1, limits::kWidth);
+  spec.inner = int_in(config, {"intermediate_size"}, inner_size(file), 1, limits::kWidth);
+  spec.kv_heads = int_in(config, {"num_key_value_heads"}, spec.heads, 1, limits::kHeads);
+  spec.head_dim = int_in(config, {"head_dim"}, spec.hidden / spec.heads, 2, limits::kHeadDim);
   if (spec.heads % spec.kv_heads != 0) {
     throw Error(ErrorKind::format, "num_key_value_heads", std::to_string(spec.kv_heads),
                 "a divisor of num_attention_heads = " + std::to_string(spec.heads));
@@ -94,14 +90,10 @@ ModelLayout llama_layout(const ModelFile& file, const char* family, Bias qkv_bia
   require_one_of(config, "hidden_act", {"silu", "swish"});
   spec.norm = NormKind::rms;
   spec.norm_eps = static_cast<float>(float_in(config, {"rms_norm_eps"}, 1e-6, 0, 1));
-  spec.attention_scale = static_cast<float>(1 / std::sqrt(spec.head_dim));
   spec.sliding_window = window_size(config);
-  spec.max_positions =
-      i32(int_in(config, {"max_position_embeddings"}, 2048, 1, limits::kPositions));
+  spec.max_positions = int_in(config, {"max_position_embeddings"}, 2048, 1, limits::kPositions);
   result.rope = {.style = RopeStyle::half, .rotary_dim = spec.head_dim};
   read_rope(config, result.rope, spec.max_positions);
-  spec.rope_style = result.rope.style;
-  spec.rotary_dim = result.rope.rotary_dim;
 
   for (int32_t i = 0; i < spec.layers; ++i) {
     result.layers.push_back(llama_layer(file, spec, i, qkv_bias));
@@ -114,7 +106,6 @@ ModelLayout llama_layout(const ModelFile& file, const char* family, Bias qkv_bia
                  spec.hidden,
                  Bias::optional,
                  0};
-  result.head.tied = spec.tied_embeddings;
   return result;
 }
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdio>
+#include <mutex>
 #include <utility>
 
 #include "model/batch_check.h"
@@ -38,7 +39,7 @@ class TransformerModel final : public Model {
       throw Error(ErrorKind::unsupported, "kv_cache_dtype", to_string(kv_dtype_),
                   "float16 or float32");
     }
-    const ModelLayout layout = find_family(*file_).layout(*file_);
+    const ModelLayout layout = make_model_layout(*file_);
     spec_ = layout.spec;
     rope_ = layout.rope;
     extend_rope_table(rope_, std::min(spec_.max_positions, kRopeRowsAtLoad), rope_table_);
@@ -68,6 +69,7 @@ class TransformerModel final : public Model {
 
   void forward(const Batch& batch, KvStorage& kv, std::span<const int32_t> rows,
                float* logits) override {
+    const std::lock_guard lock(mutex_);
     check_batch(batch, spec_, kv_layout(), kv, rows);
     const int64_t n = static_cast<int64_t>(batch.tokens.size());
     reserve(batch, n);
@@ -164,6 +166,7 @@ class TransformerModel final : public Model {
   size_t weight_bytes_ = 0;
   std::string fingerprint_;
 
+  std::mutex mutex_;      // of the workspace, the rotary tables and the device's ops
   int64_t capacity_ = 0;  // rows of the workspace
   std::unique_ptr<Activation> x_, qkv_, attended_, inner_;
 };
