@@ -71,9 +71,9 @@ def write_export_dir(
     shard_bytes: int = 4 << 30,
 ) -> None: ...
 
-# Converts a model file or directory: linear layers to `dtype` (None keeps their types), in parallel,
-# with fastllm's names for the family when the output ends in ".flm". Directories get weights only;
-# slicellm.convert.export adds configuration and tokenizer files.
+# Converts a model file or directory: linear layers to `dtype` (None keeps their types), in
+# parallel, with fastllm's names for the family when the output ends in ".flm". Directories get
+# weights only; slicellm.convert.export adds configuration and tokenizer files.
 def export_model(
     path: str,
     output: str,
@@ -107,8 +107,8 @@ class Model:
     fingerprint: str
     weight_bytes: int
     kv_block_bytes: int
-    # Logits of every token, computed in steps of `chunk` tokens (0 = all at once) or in steps of the
-    # listed sizes. `prompt_len`: how many ids are the prompt (0 = all), which ChatGLM-6B needs.
+    # Logits of every token, computed in steps of `chunk` tokens (0 = all at once) or in steps of
+    # the listed sizes. `prompt_len`: how many ids are the prompt (0 = all); ChatGLM-6B needs it.
     def forward(
         self, ids: Sequence[int], chunk: int | Sequence[int] = 0, prompt_len: int = 0
     ) -> npt.NDArray[np.float32]: ...
@@ -118,7 +118,7 @@ def model_spec(file: ModelFile) -> dict[str, Any]: ...
 
 # ---- tasks (bind_task.cc) -----------------------------------------------------------------------
 class TaskSpec:
-    """A request for the engine; token ids only. All times in milliseconds, as everywhere in Python."""
+    """A request for the engine; token ids only. Times in milliseconds, as in all of Python."""
 
     def __init__(
         self,
