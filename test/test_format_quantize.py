@@ -114,10 +114,23 @@ def test_one_sided_rows(dtype: str, offset: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_every_small_constant(dtype: str) -> None:
+    """Around all subnormal float16s, where neighbours are far apart."""
+    halves = np.arange(0, 3 * 1024, 3, dtype=np.uint16).view(np.float16).astype(np.float32)
+    values = np.concatenate([halves, halves + np.float32(2**-25), -halves * np.float32(1.0001)])
+    check_quantised(np.repeat(values[:, None], 3, axis=1), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_constant_rows(dtype: str) -> None:
     values = np.zeros((9, 64), np.float32)
-    values[:, :] = np.float32([0, 1, -1, 3e-5, 0.1, -0.1, 65504, 1e-9, -2e-8])[:, None]
+    values[:, :] = np.float32([0, 1, -1, 3e-5, 0.1, -0.1, 65504, 1e-9, -1.49e-7])[:, None]
     check_quantised(values, dtype)
+    # No larger than the scales of ordinary rows of that size (very small ones cannot be divided).
+    normal = (values[:, 0] == 0) | (np.abs(values[:, 0]) > 1e-2)
+    scale = weight(values).convert(dtype).scale.reshape(9, -1)[normal, 0]
+    least = np.abs(values[normal, 0]) / (127 if dtype == "int8" else 7)
+    assert (scale <= np.maximum(least, 2**-24)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

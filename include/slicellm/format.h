@@ -105,10 +105,10 @@ struct ExportRequest {
 };
 
 // Converts a model: linear layers to `dtype`, norms and biases to float32, embeddings stay as they
-// are; tensors that already have their type are copied bit for bit. A .flm gets the weight names
-// that fastllm loads for the family (Qwen2: merged q/k/v and gate/up rows; a tied head written out)
-// and Python's True/False/None in its configuration; a directory gets the checkpoint's names and
-// weights only (configuration and tokenizer files are the caller's). `progress` counts bytes read.
+// are; tensors that already have their type are copied bit for bit. A tied head is written out. A
+// .flm gets the weight names that fastllm loads for the family (Qwen2: merged q/k/v and gate/up
+// rows) and Python's True/False/None in its configuration; a directory gets the checkpoint's names
+// and weights only (configuration and tokenizer files are the caller's). `progress` counts bytes read.
 // Throws Error(io | format | unsupported).
 void export_model(const ExportRequest& request, const Progress& progress);
 

@@ -57,7 +57,7 @@ class Planner {
       if (!to_flm_ && split_rows(name)) continue;
       add(name, {{name}});
     }
-    if (to_flm_) add_tied_head();
+    add_tied_head();
     return std::move(tensors_);
   }
 

@@ -24,9 +24,9 @@ struct ExportTensor {
 };
 
 // The output's tensors in file order. Merges Qwen2's q/k/v and gate/up for a .flm, splits merged
-// rows for a directory, and adds a tied head to a .flm. Throws Error(unsupported) for a model_type
-// that has no rules here or an adapter that is not merged, Error(format) for shapes that do not add
-// up.
+// rows for a directory, and writes a tied head out (fastllm finds none otherwise). Throws
+// Error(unsupported) for a model_type that has no rules here or an adapter that is not merged,
+// Error(format) for shapes that do not add up.
 std::vector<ExportTensor> plan_export(const ModelFile& file, bool to_flm);
 
 // The configuration of a .flm: the model's own, literals as Python prints them, names of the rope

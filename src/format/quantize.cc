@@ -12,6 +12,7 @@ namespace slicellm {
 namespace {
 
 constexpr float kMaxHalf = 65504.0f;
+constexpr float kLeastHalf = 0x1p-24f;
 constexpr int64_t kGrainElements = 1 << 18;  // about a millisecond of work for one thread
 
 struct Range {
@@ -58,18 +59,24 @@ float round_up_to_half(float value) {
 }
 
 struct CodeGrid {
-  float scale = 1;
+  float scale = 0;
   float zero = 0;  // the code of 0
 };
 
+// A grid with a point at exactly `value`, a float16. The scale is as small as that of other rows of
+// this size, since what integer arithmetic loses elsewhere is in proportion to it.
+CodeGrid constant_grid(float value, int bits) {
+  if (value == 0) return {kLeastHalf, 0};
+  const float size = std::fabs(value);
+  float code = static_cast<float>(1 << (bits - 1));
+  while (round_up_to_half(size / code) * code != size) code /= 2;  // too small to divide so far
+  return {size / code, value < 0 ? code : 0.0f};
+}
+
 // Rounding the scale up keeps the whole range within `levels` steps; placing the zero on a code
 // then moves the ends by at most half a step, so no element is off by more than half a scale.
-CodeGrid choose_grid(Range range, int levels, const std::string& name, const DTypeSpec& to) {
-  const float rounded = half_bits_to_float(float_to_half_bits(std::fabs(range.min)));
-  if (range.min == range.max && rounded <= kMaxHalf) {  // constant: code 1 or -1 times it
-    if (rounded == 0) return {};
-    return {rounded, range.min < 0 ? 1.0f : 0.0f};
-  }
+CodeGrid choose_grid(Range range, const std::string& name, const DTypeSpec& to) {
+  const int levels = (1 << dtype_bits(to.type)) - 1;
   const float low = std::min(range.min, 0.0f), high = std::max(range.max, 0.0f);
   const float step = high / static_cast<float>(levels) - low / static_cast<float>(levels);
   const float scale = round_up_to_half(step);
@@ -135,23 +142,36 @@ void convert_floats(const Weight& w, const DTypeSpec& to, int64_t first, int64_t
   store_floats(x.data(), count, to.type, out + first * dtype_bits(to.type) / 8);
 }
 
+// Quantises one row or group in place: `x` may be overwritten.
+CodeGrid quantize_group(const Weight& w, const DTypeSpec& to, float* x, int64_t count,
+                        uint8_t* codes) {
+  const int bits = dtype_bits(to.type);
+  const Range range = checked_range(w, x, count);
+  const float rounded = half_bits_to_float(float_to_half_bits(range.min));
+  CodeGrid grid;
+  if (range.min == range.max && std::fabs(rounded) <= kMaxHalf) {
+    std::fill_n(x, count, rounded);
+    grid = constant_grid(rounded, bits);
+  } else {
+    grid = choose_grid(range, w.name, to);
+  }
+  encode(x, count, grid, (1 << bits) - 1, codes);
+  return grid;
+}
+
 void quantize_rows(const Weight& w, const DTypeSpec& to, int64_t begin, int64_t end, Weight& out,
                    uint8_t* data) {
   const int64_t cols = w.cols(), groups = out.groups();
-  const int levels = (1 << dtype_bits(to.type)) - 1;
   std::vector<float> x(static_cast<size_t>(cols));
   std::vector<uint8_t> codes(static_cast<size_t>(cols));
   for (int64_t row = begin; row < end; ++row) {
     decode(w, row * cols, cols, x.data());
     for (int64_t g = 0; g < groups; ++g) {
-      const int64_t col = g * out.group_size;
-      const int64_t count = std::min(out.group_size, cols - col);
-      const CodeGrid grid =
-          choose_grid(checked_range(w, &x[static_cast<size_t>(col)], count), levels, w.name, to);
+      const int64_t col = g * out.group_size, count = std::min(out.group_size, cols - col);
+      const CodeGrid grid = quantize_group(w, to, x.data() + col, count, codes.data() + col);
       const size_t at = static_cast<size_t>(row * groups + g);
       out.scale[at] = grid.scale;
       out.minimum[at] = 0.0f - grid.scale * grid.zero;
-      encode(&x[static_cast<size_t>(col)], count, grid, levels, &codes[static_cast<size_t>(col)]);
     }
     if (to.type == DType::int8) {
       std::memcpy(data + row * cols, codes.data(), codes.size());
