@@ -285,6 +285,20 @@ def test_an_engine_dies_with_its_last_reference(model: _core.Model) -> None:
     assert gone() is None
 
 
+def test_engines_may_share_a_model(tiny_llama: Path) -> None:
+    """Two loops and a forward pass from a third thread, all at once on two device threads."""
+    shared = _core.Model.load(str(tiny_llama), threads=2)
+    engines = [make_engine(shared) for _ in range(2)]
+    prompts = [[1, 5 + i, 9] for i in range(40)]
+    handles = [[engine.submit(task(20, prompt=prompt)) for prompt in prompts] for engine in engines]
+    logits = [shared.forward(prompt)[-1].argmax() for prompt in prompts]
+    outputs = [[h.wait(60)["token_ids"] for h in each] for each in handles]
+    assert outputs[0] == outputs[1]
+    assert [ids[0] for ids in outputs[0]] == logits
+    for engine in engines:
+        engine.close()
+
+
 def run_python(code: str, *arguments: str, interrupt_after: float = 0) -> tuple[int, str]:
     """Exit code and output of a Python program; with a Ctrl-C once it has printed "ready"."""
     process = subprocess.Popen(

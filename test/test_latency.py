@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import models, tiny
 
 from slicellm import _core
 
@@ -242,3 +245,55 @@ def test_impossible_samples_are_refused(rows: list[Row]) -> None:
 def test_impossible_tables_are_refused(table: list[float]) -> None:
     with pytest.raises(_core.InvalidArgument):
         LatencyModel.from_decode_table(table)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama: Path) -> _core.Model:
+    return _core.Model.load(str(tiny_llama), threads=1)
+
+
+def test_calibration_measures_the_model(model: _core.Model) -> None:
+    calls: list[tuple[int, int]] = []
+    begin = time.monotonic()
+    measured = _core.calibrate(model, 0.5, lambda done, total: calls.append((done, total)))
+    assert 0.5 <= time.monotonic() - begin < 10
+    assert calls[-1] == (500, 500) and calls == sorted(calls)
+    stored = json.loads(measured.to_json())
+    assert model.fingerprint in stored["provenance"]
+    samples = stored["samples"]
+    decodes = [s for s in samples if s[0] > 0 and s[5] == 0]
+    chunks = [s for s in samples if s[5] > 0]
+    assert {1, 8, 64} <= {s[0] for s in decodes} and len(chunks) > 3
+    ends = [s[3] / s[0] + s[0] / 2 for s in chunks]  # start of the chunk + its tokens
+    assert max(ends) <= model.spec["max_positions"]
+    assert all(s[6] > 0 for s in samples) and sum(s[4] > 0 for s in samples) == 1
+    # A coarse truth on any machine: many rows take longer than one, but not in proportion.
+    one, many = measured.decode_step_ms(1, 16), measured.decode_step_ms(64, 16)
+    assert 0 < one <= many < 64 * one
+    median, quantile = measured.predict_ms(8, 8, 128)
+    assert quantile >= median > 0
+    assert LatencyModel.from_json(measured.to_json()).to_json() == measured.to_json()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), True, "1", 1e9])
+def test_calibration_times_are_checked(model: _core.Model, seconds: object) -> None:
+    with pytest.raises(_core.InvalidArgument) as caught:
+        _core.calibrate(model, seconds)
+    assert caught.value.field == "seconds"
+
+
+def test_calibration_may_be_broken_off(model: _core.Model) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _core.calibrate(model, 60, stop)
+
+
+@pytest.mark.parametrize("family", ["chatglm1", "qwen2"])
+def test_calibration_obeys_short_and_indivisible_models(tmp_path: Path, family: str) -> None:
+    config = models.FAMILIES[family]
+    path = tiny.write_directory(tmp_path, config, tiny.weights(config))
+    small = _core.Model.load(str(path), threads=1)
+    stored = json.loads(_core.calibrate(small, 0.05).to_json())
+    assert max(s[0] for s in stored["samples"] if s[5]) <= small.spec["max_positions"]
