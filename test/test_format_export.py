@@ -322,6 +322,36 @@ def test_broken_tokenizer_json(text: str) -> None:
         make_vocabulary(TokenizerFiles("test", tokenizer_json=text), "llama")
 
 
+@pytest.mark.parametrize(
+    "vocab, value",
+    [
+        ({"a": -1}, "id -1"),
+        ({"a": 1 << 31}, "id 2147483648"),
+        ({"\ud800": 1}, "half of a surrogate pair"),
+        ([["a", float("inf")]], "score inf"),
+    ],
+)
+def test_tokens_that_no_flm_can_hold(vocab: Any, value: str) -> None:
+    files = TokenizerFiles("test", tokenizer_json=json.dumps({"model": {"vocab": vocab}}))
+    with pytest.raises(FormatError, match=f"tokenizer of test: got .*{value}"):
+        make_vocabulary(files, "llama")
+
+
+@pytest.mark.parametrize("config", [{"num_image_tokens": "x"}, {"chat_template": "\udc00"}])
+def test_broken_tokenizer_config(fixtures: Path, config: dict[str, Any]) -> None:
+    model = (fixtures / "sp_unigram.model").read_bytes()
+    files = TokenizerFiles("test", tokenizer_model=model, config=config)
+    with pytest.raises(FormatError, match="num_image_tokens|surrogate"):
+        make_vocabulary(files, "chatglm1")
+
+
+def test_template_that_is_no_text(tmp_path: Path) -> None:
+    source = write_directory(tmp_path / "in", llama_tensors(), LLAMA)
+    (source / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(FormatError, match="chat_template.jinja: got invalid UTF-8"):
+        export_flm(source, tmp_path)
+
+
 def test_broken_sentencepiece_model() -> None:
     with pytest.raises(FormatError, match="tokenizer.model of test"):
         make_vocabulary(TokenizerFiles("test", tokenizer_model=b"\x0a\xff"), "llama")

@@ -102,7 +102,10 @@ def _vocabulary(file: _core.ModelFile) -> Vocabulary:
     words = make_vocabulary(read_directory(directory), tokenizer_family(file))
     template = directory / "chat_template.jinja"
     if template.is_file():
-        words.config["chat_template"] = template.read_text(encoding="utf-8")
+        try:
+            words.config["chat_template"] = template.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise make_error(FormatError, template.name, "invalid UTF-8", "UTF-8 text") from None
     return words
 
 

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import sentencepiece
 
-from .errors import FormatError, make_error
+from .errors import FormatError, make_error, show
 from .tokenizer_files import (
     TOKENIZER_CONFIG_KEY,
     TOKENIZER_JSON_KEY,
@@ -68,10 +69,30 @@ def make_vocabulary(files: TokenizerFiles, family: str) -> Vocabulary:
     result = Vocabulary()
     if not files:
         return result
+    try:
+        _fill(result, files, family)
+        for text in (*result.special_tokens, *result.config.values()):
+            text.encode()
+    except UnicodeEncodeError:
+        value = "half of a surrogate pair"
+        raise make_error(FormatError, f"tokenizer of {files.place}", value, "Unicode") from None
+    for _, token_id, score in result.tokens:
+        if not (0 <= token_id < 1 << 31 and math.isfinite(score)):
+            value = f"id {token_id} with score {score}"
+            expected = "an id from 0 to 2^31-1 and a finite score"
+            raise make_error(FormatError, f"tokenizer of {files.place}", value, expected)
+    return result
+
+
+def _fill(result: Vocabulary, files: TokenizerFiles, family: str) -> None:
     model = _load_sentencepiece(files)
     if model is not None:
-        offset = files.config.get("num_image_tokens", CHATGLM1_IMAGE_TOKENS)
-        _add_pieces(result, model, int(offset) if family == "chatglm1" else 0)
+        offset = 0
+        if family == "chatglm1":
+            offset = files.config.get("num_image_tokens", CHATGLM1_IMAGE_TOKENS)
+            if not isinstance(offset, int):
+                raise make_error(FormatError, "num_image_tokens", show(offset), "an integer")
+        _add_pieces(result, model, offset)
         spaces = normalizer_flags(files.tokenizer_model or b"")
         result.config["tokenizer_add_dummy_prefix"] = str(spaces["add_dummy_prefix"])
         if spaces["remove_extra_whitespaces"]:
@@ -84,7 +105,6 @@ def make_vocabulary(files: TokenizerFiles, family: str) -> Vocabulary:
     result.has_scores = True
     result.special_tokens = _special_tokens(files, {text for text, _, _ in result.tokens})
     _embed(result, files)
-    return result
 
 
 def _embed(result: Vocabulary, files: TokenizerFiles) -> None:
@@ -170,10 +190,12 @@ def _add_json_tokens(result: Vocabulary, text: str) -> None:
         scores = _json_scores(model)
         for added in data.get("added_tokens") or ():
             scores.setdefault((added["content"], int(added["id"])), 1.0)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        by_id = sorted(scores.items(), key=lambda item: item[0][1])
+        result.tokens = [(token.encode(), token_id, score) for (token, token_id), score in by_id]
+    except UnicodeEncodeError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise make_error(FormatError, "tokenizer.json", "another layout", "a tokenizer") from None
-    by_id = sorted(scores.items(), key=lambda item: item[0][1])
-    result.tokens = [(token.encode(), token_id, score) for (token, token_id), score in by_id]
     result.config["tokenizer_add_dummy_prefix"] = str(_prepends_space(data.get("normalizer")))
     if "ByteLevel" in _types(data.get("decoder")):
         result.config["tokenizer_byte_as_char"] = "True"
