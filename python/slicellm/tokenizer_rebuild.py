@@ -225,11 +225,19 @@ def find_merges(ranks: Mapping[str, float]) -> list[tuple[str, str]]:
     >>> find_merges({"th": 0, "the": 1})
     [('t', 'h'), ('th', 'e')]
     """
-    merges = []
+    merges: list[tuple[str, str]] = []
+    known: set[str] = {c for token in ranks for c in token}  # what the merges so far can make
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = _merge_below(token, ranks, rank)
-        if len(parts) == 2:  # else no merge reaches it: it exists in the table only
-            merges.append((parts[0], parts[1]))
+        pairs = [
+            (token[:i], token[i:])
+            for i in range(1, len(token))
+            if token[:i] in known and token[i:] in known
+        ]
+        if len(pairs) > 1:  # only then is it worth merging the text itself
+            parts = _merge_below(token, ranks, rank)
+            pairs = [(parts[0], parts[1])] if len(parts) == 2 else []
+        merges += pairs  # none: no merge reaches the token, it exists in the table only
+        known.add(token)
     return merges
 
 
