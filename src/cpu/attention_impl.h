@@ -22,15 +22,18 @@ inline __attribute__((always_inline)) void multiply_panels(const float* a, int a
                                                            const T* const* b, int b_stride,
                                                            int count,
                                                            Vec (&acc)[rows][panels * kVecs]) {
+  constexpr int vecs = panels * kVecs;
   for (int i = 0; i < count; ++i) {
-    Vec factor[rows];
+    Vec column[vecs];
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) factor[r] = splat(a[r * a_stride + i]);
+    for (int v = 0; v < vecs; ++v) {
+      column[v] = load(b[v / kVecs] + i * b_stride + v % kVecs * kLanes);
+    }
 #pragma GCC unroll 16
-    for (int v = 0; v < panels * kVecs; ++v) {
-      const Vec column = load(b[v / kVecs] + i * b_stride + v % kVecs * kLanes);
+    for (int r = 0; r < rows; ++r) {
+      const Vec factor = splat(a[r * a_stride + i]);
 #pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) acc[r][v] = multiply_add(factor[r], column, acc[r][v]);
+      for (int v = 0; v < vecs; ++v) acc[r][v] = multiply_add(factor, column[v], acc[r][v]);
     }
   }
 }

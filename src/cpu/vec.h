@@ -33,7 +33,15 @@ inline Vec load(const float* p) {
 
 inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return _mm256_set1_ps(x);
+#else
+  return Vec{x, x, x, x};
+#endif
+}
 
 inline BitVec bits(Vec v) { return reinterpret_cast<BitVec>(v); }
 inline Vec from_bits(BitVec v) { return reinterpret_cast<Vec>(v); }
