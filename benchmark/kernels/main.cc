@@ -39,14 +39,13 @@ constexpr const char* kHelp =
 struct Shape {
   const char* name;
   int64_t out, in;
-  bool gated;
-  int copies_per_layer;  // 0: one for the whole model
+  bool normed, gated, every_layer;
 };
-constexpr Shape kShapes[] = {{"qkv", 1152, 896, false, 1},
-                             {"attention out", 896, 896, false, 1},
-                             {"gate and up", 9728, 896, true, 1},
-                             {"down", 896, 4864, false, 1},
-                             {"head", 32000, 896, false, 0}};
+constexpr Shape kShapes[] = {{"qkv", 1152, 896, true, false, true},
+                             {"attention out", 896, 896, false, false, true},
+                             {"gate and up", 9728, 896, true, true, true},
+                             {"down", 896, 4864, false, false, true},
+                             {"head", 32000, 896, true, false, false}};
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -124,8 +123,7 @@ class ShapeBench {
   ShapeBench(Device& device, const Shape& shape, const DTypeSpec& spec, ActivationType activation,
              int layers, int64_t max_batch)
       : device_(device), shape_(shape), weight_(random_weight(spec, shape)) {
-    const int copies = shape.copies_per_layer == 0 ? 1 : layers * shape.copies_per_layer;
-    for (int i = 0; i < copies; ++i) {
+    for (int i = 0; i < (shape.every_layer ? layers : 1); ++i) {
       linears_.push_back(device.pack({&weight_, 1}, {}, activation, shape.gated));
     }
     norm_.weight.assign(shape.in, 1.0f);
@@ -137,19 +135,18 @@ class ShapeBench {
   }
 
   size_t bytes() const { return linears_[0]->bytes(); }
-  int copies() const { return static_cast<int>(linears_.size()); }
+  size_t copies() const { return linears_.size(); }
 
-  // Seconds for all copies once.
-  double run(int64_t n) {
+  // Runs one copy for n tokens; returns the seconds it took.
+  double run(size_t copy, int64_t n) {
+    const PackedLinear& linear = *linears_[copy];
     const double start = now();
-    for (const auto& linear : linears_) {
-      if (shape_.gated) {
-        device_.norm_linear_act(*x_, n, norm_, *linear, GateActivation::silu_gate, false, *out_);
-      } else if (std::strcmp(shape_.name, "qkv") == 0 || std::strcmp(shape_.name, "head") == 0) {
-        device_.norm_linear(*x_, n, norm_, *linear, false, *out_);
-      } else {
-        device_.linear_add(*x_, n, *linear, 0, *out_);
-      }
+    if (shape_.gated) {
+      device_.norm_linear_act(*x_, n, norm_, linear, GateActivation::silu_gate, false, *out_);
+    } else if (shape_.normed) {
+      device_.norm_linear(*x_, n, norm_, linear, false, *out_);
+    } else {
+      device_.linear_add(*x_, n, linear, 0, *out_);
     }
     return now() - start;
   }
@@ -157,8 +154,6 @@ class ShapeBench {
   // Relative error of some results of the last run against float64 with the same decoded weights.
   double error(int64_t n) const {
     const int64_t width = shape_.gated ? shape_.out / 2 : shape_.out;
-    const bool normed =
-        std::strcmp(shape_.name, "attention out") != 0 && std::strcmp(shape_.name, "down") != 0;
     double difference = 0, size = 0;
     std::vector<float> row(shape_.in);
     for (int64_t t = 0; t < n; t += std::max<int64_t>(1, n - 1)) {
@@ -166,7 +161,7 @@ class ShapeBench {
       double square = 0;
       for (int64_t k = 0; k < shape_.in; ++k) square += double{x[k]} * x[k];
       const double scale =
-          normed ? 1 / std::sqrt(square / static_cast<double>(shape_.in) + norm_.eps) : 1;
+          shape_.normed ? 1 / std::sqrt(square / static_cast<double>(shape_.in) + norm_.eps) : 1;
       const auto product = [&](int64_t r) {
         decode(weight_, r * shape_.in, shape_.in, row.data());
         double sum = 0;
@@ -193,6 +188,13 @@ class ShapeBench {
   std::unique_ptr<Activation> x_, out_;
 };
 
+void print_row(const char* name, int64_t n, double seconds, double bytes, double operations,
+               double bandwidth) {
+  std::printf("%-14s %6ld %10.1f %8.1f %7.0f%% %7.0f", name, static_cast<long>(n), seconds * 1e6,
+              bytes / seconds * 1e-9, 100 * bytes / seconds / bandwidth,
+              operations / seconds * 1e-9);
+}
+
 // Returns false when a product is wrong.
 bool bench_dtype(const Options& options, const std::string& dtype, double bandwidth) {
   const DTypeSpec spec = parse_dtype(dtype);
@@ -207,31 +209,36 @@ bool bench_dtype(const Options& options, const std::string& dtype, double bandwi
     benches.push_back(
         std::make_unique<ShapeBench>(*device, shape, spec, activation, options.layers, max_batch));
   }
-  std::printf("\n%-9s %-14s %6s %10s %8s %8s %7s %9s\n", dtype.c_str(), "linear", "batch", "us",
-              "GB/s", "of read", "GOP/s", "error");
+  std::printf("\n%-14s %6s %10s %8s %8s %7s %9s\n", dtype.c_str(), "batch", "us", "GB/s", "of read",
+              "GOP/s", "error");
   for (int64_t n : options.batches) {
-    double step = 0, step_bytes = 0, step_operations = 0;
-    for (size_t s = 0; s < benches.size(); ++s) {
-      ShapeBench& bench = *benches[s];
-      bench.run(n);
-      const double error = bench.error(n);
-      right &= error < bound;
-      std::vector<double> times;
-      for (int i = 0; i < options.repeats; ++i) times.push_back(bench.run(n));
-      const double seconds = median(times) / bench.copies();
-      const auto bytes = static_cast<double>(bench.bytes());
-      const double operations = 2.0 * static_cast<double>(kShapes[s].out * kShapes[s].in * n);
-      std::printf("%-9s %-14s %6ld %10.1f %8.1f %7.0f%% %7.0f %9.1e%s\n", "", kShapes[s].name,
-                  static_cast<long>(n), seconds * 1e6, bytes / seconds * 1e-9,
-                  100 * bytes / seconds / bandwidth, operations / seconds * 1e-9, error,
-                  error < bound ? "" : "  WRONG");
-      step += seconds * bench.copies();
-      step_bytes += bytes * bench.copies();
-      step_operations += operations * bench.copies();
+    // Each pass goes through the layers in order, as a model does.
+    std::vector<std::vector<double>> times(benches.size() + 1);
+    for (int repeat = 0; repeat <= options.repeats; ++repeat) {
+      std::vector<double> pass(benches.size() + 1, 0.0);
+      for (size_t layer = 0; layer < static_cast<size_t>(options.layers); ++layer) {
+        for (size_t s = 0; s < benches.size(); ++s) {
+          if (layer < benches[s]->copies()) pass[s] += benches[s]->run(layer, n);
+        }
+      }
+      for (size_t s = 0; s < benches.size(); ++s) pass.back() += pass[s];
+      if (repeat == 0) continue;  // warm-up
+      for (size_t s = 0; s < pass.size(); ++s) times[s].push_back(pass[s]);
     }
-    std::printf("%-9s %-14s %6ld %10.1f %8.1f %7.0f%% %7.0f\n", "", "whole step",
-                static_cast<long>(n), step * 1e6, step_bytes / step * 1e-9,
-                100 * step_bytes / step / bandwidth, step_operations / step * 1e-9);
+    double all_bytes = 0, all_operations = 0;
+    for (size_t s = 0; s < benches.size(); ++s) {
+      const auto copies = static_cast<double>(benches[s]->copies());
+      const auto bytes = static_cast<double>(benches[s]->bytes());
+      const double operations = 2.0 * static_cast<double>(kShapes[s].out * kShapes[s].in * n);
+      const double error = benches[s]->error(n);
+      right &= error < bound;
+      print_row(kShapes[s].name, n, median(times[s]) / copies, bytes, operations, bandwidth);
+      std::printf(" %9.1e%s\n", error, error < bound ? "" : "  WRONG");
+      all_bytes += bytes * copies;
+      all_operations += operations * copies;
+    }
+    print_row("whole step", n, median(times.back()), all_bytes, all_operations, bandwidth);
+    std::puts("");
     std::fflush(stdout);
   }
   return right;
