@@ -17,11 +17,11 @@ struct Avx2 {
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
   static Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
   static void store(float* p, Float v) { _mm256_storeu_ps(p, v); }
-  static Float load_float(const std::byte* p) { return _mm256_loadu_ps(floats(p)); }
-  static Float load_half(const std::byte* p) {
+  static Float load_float(const void* p) { return _mm256_loadu_ps(floats(p)); }
+  static Float load_half(const void* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  static Float load_bfloat16(const std::byte* p) {
+  static Float load_bfloat16(const void* p) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
   }

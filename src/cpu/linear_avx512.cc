@@ -22,11 +22,11 @@ struct Avx512 {
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   static Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
   static void store(float* p, Float v) { _mm512_storeu_ps(p, v); }
-  static Float load_float(const std::byte* p) { return _mm512_loadu_ps(p); }
-  static Float load_half(const std::byte* p) {
+  static Float load_float(const void* p) { return _mm512_loadu_ps(p); }
+  static Float load_half(const void* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
-  static Float load_bfloat16(const std::byte* p) {
+  static Float load_bfloat16(const void* p) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }

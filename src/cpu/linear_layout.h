@@ -10,7 +10,8 @@
 // types: each weight group is cut into blocks of at most 64 columns, each padded to a multiple of
 // 8 columns (a step). A step of int4 is one 32-bit word per row: byte j holds column j in the low
 // nibble and column 4 + j in the high one. A step of int8 is two words per row: columns 0-3, then
-// 4-7. After a panel's codes come its scales and zeros: [groups][panel_rows] each.
+// 4-7. So that a panel is read as one stream, every few groups form a section: their scales and
+// zeros, [section_groups][panel_rows] each, then their codes.
 //
 // Activations are cut into tiles of tokens that one kernel call takes together; inside a tile,
 // tokens are interleaved so that a kernel reads one stream.
@@ -47,7 +48,9 @@ struct LinearLayout {
   int64_t blocks;              // of a row
   const uint8_t* block_steps;  // [blocks]
 
-  size_t scales_offset, zeros_offset, panel_bytes;         // within a panel
+  int section_groups;
+  size_t zeros_offset, codes_offset;  // within a section, which starts with its scales
+  size_t panel_bytes;
   size_t act_scales_offset, act_sums_offset, token_bytes;  // within a tile, times its tokens
 };
 

@@ -16,18 +16,18 @@ struct Portable {
   static Float fma(Float a, Float b, Float c) { return a * b + c; }
   static Float to_float(Int v) { return __builtin_convertvector(v, Float); }
   static void store(float* p, Float v) { __builtin_memcpy(p, &v, sizeof(v)); }
-  static Float load_float(const std::byte* p) {
+  static Float load_float(const void* p) {
     Float v;
     __builtin_memcpy(&v, p, sizeof(v));
     return v;
   }
   static Float as_float(Int v) { return reinterpret_cast<Float>(v); }
-  static Int load_halves(const std::byte* p) {
+  static Int load_halves(const void* p) {
     uint16_t h[4];
     __builtin_memcpy(h, p, sizeof(h));
     return Int{h[0], h[1], h[2], h[3]};
   }
-  static Float load_half(const std::byte* p) {
+  static Float load_half(const void* p) {
     const Int h = load_halves(p);
     // Exponent and mantissa at their float32 places, then the exponent's bias put right by a
     // multiplication, which also normalises subnormals. Infinities and NaNs keep the top exponent.
@@ -38,7 +38,7 @@ struct Portable {
                      ((magnitude | 0x7f800000) & special) | ((h & 0x8000) << 16);
     return as_float(bits);
   }
-  static Float load_bfloat16(const std::byte* p) { return as_float(load_halves(p) << 16); }
+  static Float load_bfloat16(const void* p) { return as_float(load_halves(p) << 16); }
   static Int load_bytes(const uint8_t* p) { return Int{p[0], p[1], p[2], p[3]}; }
   static Int load_codes(const uint8_t* p) {
     Int v;

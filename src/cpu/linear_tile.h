@@ -15,8 +15,7 @@
 namespace slicellm::cpu {
 namespace {
 
-inline const float* floats(const std::byte* p) { return reinterpret_cast<const float*>(p); }
-inline const uint8_t* bytes(const std::byte* p) { return reinterpret_cast<const uint8_t*>(p); }
+inline const float* floats(const void* p) { return static_cast<const float*>(p); }
 
 // Scales and zeros of one group of a panel.
 template <class S, bool kCompact>
@@ -27,10 +26,9 @@ struct GroupScales<S, true> {
   typename S::Float scale;
   typename S::Int zero;  // one 16-bit pair (zero, 0) per row
 
-  static GroupScales load(const LinearLayout& layout, const std::byte* panel, int64_t group) {
-    const int64_t at = group * S::kRows;
-    return {S::load_half(panel + layout.scales_offset + at * 2),
-            S::load_bytes(bytes(panel) + layout.zeros_offset + at)};
+  static GroupScales load(const LinearLayout& layout, const uint8_t* section, int group) {
+    const int at = group * S::kRows;
+    return {S::load_half(section + at * 2), S::load_bytes(section + layout.zeros_offset + at)};
   }
 };
 
@@ -38,10 +36,9 @@ template <class S>
 struct GroupScales<S, false> {
   typename S::Float scale, minimum;
 
-  static GroupScales load(const LinearLayout& layout, const std::byte* panel, int64_t group) {
-    const int64_t at = group * S::kRows * 4;
-    return {S::load_float(panel + layout.scales_offset + at),
-            S::load_float(panel + layout.zeros_offset + at)};
+  static GroupScales load(const LinearLayout& layout, const uint8_t* section, int group) {
+    const int at = group * S::kRows * 4;
+    return {S::load_float(section + at), S::load_float(section + layout.zeros_offset + at)};
   }
 };
 
@@ -51,6 +48,7 @@ inline __attribute__((always_inline)) void integer_step(const uint8_t*& codes, c
                                                         Dot (&dots)[kTokens]) {
   typename Dot::Word w[2];
   Dot::load(codes, w);
+  for (int line = 0; line < Dot::kCodeBytes; line += 64) __builtin_prefetch(codes + 2048 + line);
   codes += Dot::kCodeBytes;
 #pragma GCC unroll 16
   for (int t = 0; t < kTokens; ++t) dots[t].add(w[0], a + t * Dot::kWordBytes);
@@ -72,7 +70,7 @@ template <class S, class Dot, bool kCompact, int kTokens>
 void integer_tile(const LinearLayout& layout, const std::byte* panel, const std::byte* tile,
                   float* out, int64_t out_stride) {
   using Float = typename S::Float;
-  const uint8_t* codes = bytes(panel);
+  auto codes = reinterpret_cast<const uint8_t*>(panel);
   const auto* a = reinterpret_cast<const int8_t*>(tile);
   const float* a_scale = floats(tile + layout.act_scales_offset * kTokens);
   const std::byte* a_sum = tile + layout.act_sums_offset * kTokens;
@@ -82,8 +80,14 @@ void integer_tile(const LinearLayout& layout, const std::byte* panel, const std:
 
   const uint8_t* block_steps = layout.block_steps;
   const uint8_t* const last_block = block_steps + layout.blocks;
-  for (int64_t g = 0; block_steps != last_block; ++g) {
-    const auto group = GroupScales<S, kCompact>::load(layout, panel, g);
+  const uint8_t* section = nullptr;
+  for (int g = layout.section_groups; block_steps != last_block; ++g) {
+    if (g == layout.section_groups) {
+      g = 0;
+      section = codes;
+      codes += layout.codes_offset;
+    }
+    const auto group = GroupScales<S, kCompact>::load(layout, section, g);
     int64_t blocks = layout.blocks_per_group;
     if (blocks > last_block - block_steps) blocks = last_block - block_steps;
     for (int64_t b = 0; b < blocks; ++b) {
@@ -127,7 +131,7 @@ void decoded_tile(const LinearLayout& layout, const std::byte* panel, const std:
                   float* out, int64_t out_stride) {
   using Float = typename S::Float;
   using Int = typename S::Int;
-  const uint8_t* codes = bytes(panel);
+  auto codes = reinterpret_cast<const uint8_t*>(panel);
   const float* x = floats(tile);
   Float sums[kTokens];
 #pragma GCC unroll 16
@@ -135,8 +139,14 @@ void decoded_tile(const LinearLayout& layout, const std::byte* panel, const std:
 
   const uint8_t* block_steps = layout.block_steps;
   const uint8_t* const last_block = block_steps + layout.blocks;
-  for (int64_t g = 0; block_steps != last_block; ++g) {
-    const auto group = GroupScales<S, kCompact>::load(layout, panel, g);
+  const uint8_t* section = nullptr;
+  for (int g = layout.section_groups; block_steps != last_block; ++g) {
+    if (g == layout.section_groups) {
+      g = 0;
+      section = codes;
+      codes += layout.codes_offset;
+    }
+    const auto group = GroupScales<S, kCompact>::load(layout, section, g);
     int64_t blocks = layout.blocks_per_group;
     if (blocks > last_block - block_steps) blocks = last_block - block_steps;
     for (int64_t b = 0; b < blocks; ++b) {

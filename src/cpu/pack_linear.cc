@@ -12,6 +12,7 @@ namespace slicellm::cpu {
 namespace {
 
 constexpr size_t kLine = 64;
+constexpr int64_t kSectionGroups = 4;  // keeps sections aligned to their vectors
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -95,14 +96,13 @@ class LinearPacker {
     const LinearLayout& layout = linear_->layout_;
     linear_->data_ = arena.allocate(linear_->bytes());
     pool_.parallel_for(linear_->panels_, 1, [&](int64_t begin, int64_t end, int) {
-      std::vector<uint8_t> codes(is_quantized(dtype()) ? layout.padded_in : 0);
       for (int64_t p = begin; p < end; ++p) {
         std::byte* panel = linear_->data_.get() + p * static_cast<int64_t>(layout.panel_bytes);
         for (int r = 0; r < layout.panel_rows; ++r) {
           const int64_t row = source_row(p, r);
           if (row < 0) continue;  // padding: memory of the arena is zero
           if (is_quantized(dtype())) {
-            pack_int_row(row, r, codes.data(), panel);
+            pack_int_row(row, r, panel);
           } else {
             pack_float_row(row, r, panel);
           }
@@ -162,11 +162,16 @@ class LinearPacker {
     }
     cut_blocks();
     layout.compact = is_compact();
-    const size_t scale_bytes = layout.compact ? 2 : 4, zero_bytes = layout.compact ? 1 : 4;
-    const auto scales = static_cast<size_t>(layout.groups * rows);
-    layout.scales_offset = static_cast<size_t>(layout.padded_in * rows) * dtype_bits(dtype()) / 8;
-    layout.zeros_offset = round_up(layout.scales_offset + scales * scale_bytes, 4);
-    layout.panel_bytes = round_up(layout.zeros_offset + scales * zero_bytes, kLine);
+    const auto rows_size = static_cast<size_t>(rows);
+    const auto section_groups = static_cast<size_t>(std::min(layout.groups, kSectionGroups));
+    layout.section_groups = static_cast<int>(section_groups);
+    layout.zeros_offset = section_groups * rows_size * (layout.compact ? 2 : 4);
+    layout.codes_offset = round_up(
+        layout.zeros_offset + section_groups * rows_size * (layout.compact ? 1 : 4), rows_size * 4);
+    const auto sections =
+        static_cast<size_t>((layout.groups + kSectionGroups - 1) / kSectionGroups);
+    const auto codes = static_cast<size_t>(layout.padded_in) * rows_size * dtype_bits(dtype()) / 8;
+    layout.panel_bytes = round_up(sections * layout.codes_offset + codes, kLine);
     const size_t code_bytes = layout.activation == ActivationKind::int8    ? 1
                               : layout.activation == ActivationKind::int16 ? 2
                                                                            : 4;
@@ -241,66 +246,73 @@ class LinearPacker {
     }
   }
 
-  // Writes the codes of one source row to `codes`, block by block with zero padding.
-  void read_codes(const Weight& w, int64_t row, uint8_t* codes) const {
-    const LinearLayout& layout = linear_->layout_;
+  // Columns begin..end of a row as one byte each, padded with zeros to whole steps; returns their
+  // number.
+  int read_codes(const Weight& w, int64_t row, int64_t begin, int64_t end, uint8_t* codes) const {
     const auto* data = static_cast<const uint8_t*>(w.data);
-    int64_t index = row * layout.in;
-    for (int64_t begin = 0; begin < layout.in; begin += layout.group) {
-      const int64_t end = std::min(begin + layout.group, layout.in);
-      for (int64_t k = begin; k < end; k += kMaxBlock) {
-        const int64_t columns = std::min<int64_t>(end - k, kMaxBlock);
-        const int64_t padded = (columns + kStep - 1) / kStep * kStep;
-        if (w.dtype == DType::int8) {
-          std::memcpy(codes, data + index, columns);
-        } else {
-          for (int64_t i = 0; i < columns; ++i) {
-            const uint8_t pair = data[(index + i) / 2];
-            codes[i] = (index + i) % 2 == 0 ? pair >> 4 : pair & 0xf;
-          }
-        }
-        std::fill(codes + columns, codes + padded, uint8_t{0});
-        codes += padded;
-        index += columns;
+    const int columns = static_cast<int>(end - begin);
+    const int padded = (columns + kStep - 1) / kStep * kStep;
+    const int64_t first = row * w.cols() + begin;
+    for (int i = 0; i < padded; ++i) {
+      if (i >= columns) {
+        codes[i] = 0;
+      } else if (w.dtype == DType::int8) {
+        codes[i] = data[first + i];
+      } else {
+        const uint8_t pair = data[(first + i) / 2];
+        codes[i] = (first + i) % 2 == 0 ? pair >> 4 : pair & 0xf;
       }
     }
+    return padded;
   }
 
-  void pack_int_row(int64_t row, int r, uint8_t* codes, std::byte* panel) const {
+  void pack_int_row(int64_t row, int r, std::byte* panel) const {
     const LinearLayout& layout = linear_->layout_;
     const size_t m = matrix_of(row);
     const Weight& w = matrices_[m];
     row -= first_row_[m];
-    read_codes(w, row, codes);
     const int64_t rows = layout.panel_rows;
-    auto* words = reinterpret_cast<uint8_t*>(panel) + r * 4;
-    for (int64_t k = 0; k < layout.padded_in; k += kStep) {
-      if (w.dtype == DType::int4) {
-        for (int j = 0; j < 4; ++j) {
-          words[j] = static_cast<uint8_t>(codes[k + j] | codes[k + 4 + j] << 4);
+    std::byte* section = nullptr;
+    std::byte* words = panel;  // of the whole panel; this row's are 4 * r on
+    for (int64_t g = 0; g < layout.groups; ++g) {
+      if (g % layout.section_groups == 0) {
+        section = words;
+        words += layout.codes_offset;
+      }
+      const int64_t i = row * layout.groups + g;
+      pack_scale(w.scale[i], w.minimum[i], g % layout.section_groups * rows + r, section);
+      const int64_t end = std::min((g + 1) * layout.group, layout.in);
+      for (int64_t k = g * layout.group; k < end; k += kMaxBlock) {
+        uint8_t codes[kMaxBlock];
+        const int padded = read_codes(w, row, k, std::min(k + kMaxBlock, end), codes);
+        for (int step = 0; step < padded; step += kStep) {
+          if (w.dtype == DType::int4) {
+            uint8_t word[4];
+            for (int j = 0; j < 4; ++j) {
+              word[j] = static_cast<uint8_t>(codes[step + j] | codes[step + 4 + j] << 4);
+            }
+            std::memcpy(words + r * 4, word, 4);
+          } else {
+            std::memcpy(words + r * 4, codes + step, 4);
+            std::memcpy(words + (rows + r) * 4, codes + step + 4, 4);
+          }
+          words += rows * dtype_bits(w.dtype);
         }
-        words += rows * 4;
-      } else {
-        std::memcpy(words, codes + k, 4);
-        std::memcpy(words + rows * 4, codes + k + 4, 4);
-        words += rows * 8;
       }
     }
-    for (int64_t g = 0; g < layout.groups; ++g) {
-      const float scale = w.scale[row * layout.groups + g];
-      const float minimum = w.minimum[row * layout.groups + g];
-      const int64_t at = g * rows + r;
-      std::byte* scale_at = panel + layout.scales_offset;
-      std::byte* zero_at = panel + layout.zeros_offset;
-      if (layout.compact) {
-        const uint16_t half = float_to_half(scale);
-        const auto zero = static_cast<uint8_t>(zero_point(scale, minimum));
-        std::memcpy(scale_at + at * 2, &half, 2);
-        std::memcpy(zero_at + at, &zero, 1);
-      } else {
-        std::memcpy(scale_at + at * 4, &scale, 4);
-        std::memcpy(zero_at + at * 4, &minimum, 4);
-      }
+  }
+
+  void pack_scale(float scale, float minimum, int64_t at, std::byte* section) const {
+    const LinearLayout& layout = linear_->layout_;
+    std::byte* zeros = section + layout.zeros_offset;
+    if (layout.compact) {
+      const uint16_t half = float_to_half(scale);
+      const auto zero = static_cast<uint8_t>(zero_point(scale, minimum));
+      std::memcpy(section + at * 2, &half, 2);
+      std::memcpy(zeros + at, &zero, 1);
+    } else {
+      std::memcpy(section + at * 4, &scale, 4);
+      std::memcpy(zeros + at * 4, &minimum, 4);
     }
   }
 
