@@ -226,7 +226,7 @@ void float_tile(const LinearLayout& layout, const std::byte* panel, const std::b
     }
     const int64_t columns = left < kColumns ? left : kColumns;
     for (int64_t k = 0; k < columns; ++k) {
-          Float w[kVectors];
+      Float w[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         const std::byte* from = panel + v * kVectorBytes;
