@@ -320,9 +320,11 @@ def run_python(code: str, *arguments: str, interrupt_after: float = 0) -> tuple[
     return process.returncode, output
 
 
+# A shell's background job inherits an ignored SIGINT, and Python then leaves it ignored.
 SETUP = """
-import sys
+import signal, sys
 from slicellm import _core
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Asleep(_core.Policy):
     def plan(self, view):
         return _core.StepPlan(wake_at=view.now + 0.01)
