@@ -1,5 +1,6 @@
 // The engine loop on a toy executor: times, reasons, event order, faults. Time is virtual, so every
 // expected number is worked out by hand: a step takes 10 ms + 1 ms a token.
+#include <atomic>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -229,11 +230,22 @@ void test_rejected() {
   CHECK(events.find(" 2 reject 5\n") != std::string::npos);
   CHECK(events.find(" 2 finish") == std::string::npos);
 
-  rig.engine->submit_all({make_task({1}, 1, 50.0), make_task({1}, 1, 60.0)});
+  // A full queue: the policy serves nobody until two tasks live and a third was refused.
+  std::atomic<bool> serve{false};
+  Rig full(
+      [&](const View& view) {
+        StepPlan plan = serve ? run_all(view) : StepPlan{};
+        if (!serve) plan.wake_at = view.now + 100;
+        return plan;
+      },
+      options, 8);
+  const auto first_two = full.engine->submit_all({make_task({1}, 1), make_task({1}, 1)});
   CHECK(throws(ErrorKind::resource, "queue", [&] {
-    rig.engine->submit_all({make_task({1}, 1), make_task({1}, 1)});  // all or nothing
+    full.engine->submit_all({make_task({1}, 1), make_task({1}, 1)});  // all or nothing
   }));
-  CHECK(rig.engine->submit(make_task({1}, 1))->wait(10).reason == FinishReason::length);
+  serve = true;
+  CHECK(full.engine->submit(make_task({1}, 1))->wait(10).reason == FinishReason::length);
+  for (const auto& handle : first_two) CHECK(handle->wait(10).reason == FinishReason::length);
 
   options = {};
   options.prefill_divisible = false;
