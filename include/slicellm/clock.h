@@ -18,4 +18,7 @@ class Clock {
 // Real time, by the system's monotonic clock.
 std::shared_ptr<Clock> make_steady_clock();
 
+// Time that moves only by advance_to, and only forward. Thread-safe.
+std::shared_ptr<Clock> make_virtual_clock();
+
 }  // namespace slicellm

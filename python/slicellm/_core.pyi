@@ -1,6 +1,6 @@
 """The native core. Prefer the names that `slicellm` re-exports."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -394,3 +394,26 @@ class Engine:
     def drain_events(self) -> list[tuple[float, int, str, int]]: ...  # t, task, event, value
     def drain_steps(self) -> dict[str, npt.NDArray[Any]]: ...  # columns of StepRecord
     def check_integrity(self) -> None: ...
+
+# ---- simulation (bind_simulation.cc) ------------------------------------------------------------
+def simulate(policy: str | Policy, truth: LatencyModel, belief: LatencyModel,
+             # name, ttft_ms, tpot_ms, deadline_ms, utility
+             classes: Sequence[tuple[str, float | None, float | None, float | None, float]],
+             # arrival (s, ascending), prompt_tokens, output_tokens (true; 0 = max_tokens),
+             # max_tokens, class_id: one entry a task
+             tasks: Mapping[str, npt.ArrayLike],
+             *,
+             blocks: int = 4096, host_blocks: int | None = None, block_tokens: int = 16,
+             bytes_per_token: int = 4, jitter: float = 0.0, seed: int = 0,
+             max_rows: int = 64, max_step_tokens: int = 2048, max_context: int = 0,
+             prefill_divisible: bool = True,
+             in_flight: int = 0,  # > 0: closed loop
+             record_events: bool = False,
+             percentiles: Sequence[float] = (50, 99),
+             progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Runs tasks in virtual time under `policy`, to their end, on the calling thread. A step takes
+    what `truth` predicts times exp(jitter * N(0, 1)); the policy is shown `belief`. By task:
+    arrival, first_token, last_token, finish, max_gap (s, NaN without tokens), tokens, reason
+    (number of the FinishReason). Besides gaps and plan_seconds (count, mean, max, percentiles),
+    num_steps, busy_seconds, prefill_seconds, end, most_live, latency_json, policy_state, and with
+    record_events also events and steps as the engine's drain_* give them; ids are number + 1."""

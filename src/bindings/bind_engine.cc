@@ -8,6 +8,7 @@
 
 #include "bindings/arguments.h"
 #include "bindings/policy_object.h"
+#include "bindings/records.h"
 #include "slicellm/engine.h"
 #include "slicellm/error.h"
 #include "slicellm/model.h"
@@ -222,32 +223,6 @@ std::vector<std::string> to_bytes(const py::handle& value, const char* field) {
   return result;
 }
 
-// Keyword arguments by name, with defaults; what is left over at the end is unknown.
-class Keywords {
- public:
-  explicit Keywords(const py::kwargs& kwargs) : left_(kwargs.attr("copy")()) {}
-
-  // None stands for the default too.
-  py::object take(const char* name) { return left_.attr("pop")(name, py::none()); }
-  int64_t integer(const char* name, int64_t fallback, int64_t low, int64_t high,
-                  const char* expected) {
-    const py::object value = take(name);
-    return value.is_none() ? fallback : to_int(value, name, low, high, expected);
-  }
-  int32_t count(const char* name, int32_t fallback, int32_t low, const char* expected) {
-    return static_cast<int32_t>(integer(name, fallback, low, kInt32Max, expected));
-  }
-  void require_empty() const {
-    for (auto item : left_) {
-      const std::string name = py::str(item.first);
-      throw py::type_error("Engine() got an unexpected keyword argument '" + name + "'");
-    }
-  }
-
- private:
-  py::dict left_;
-};
-
 std::shared_ptr<PyEngine> make_engine(const std::shared_ptr<Model>& model, const py::object& policy,
                                       const LatencyModel& latency, const py::kwargs& kwargs) {
   constexpr int64_t kMaxBytes = int64_t{1} << 50;
@@ -276,7 +251,7 @@ std::shared_ptr<PyEngine> make_engine(const std::shared_ptr<Model>& model, const
                                                 "0 (from free memory) or a number of bytes");
   const int64_t host_bytes = keywords.integer("host_kv_bytes", -1, -1, kMaxBytes,
                                               "-1 (as much as on the device) or a number of bytes");
-  keywords.require_empty();
+  keywords.require_empty("Engine");
   return std::make_shared<PyEngine>(model, policy, latency, device_bytes, host_bytes, options);
 }
 
@@ -292,36 +267,6 @@ py::dict stats_dict(const EngineStats& stats) {
   d["total_host_blocks"] = stats.total_host_blocks;
   d["busy_seconds"] = stats.busy_seconds;
   return d;
-}
-
-template <typename T, typename Field>
-py::array_t<T> column(const std::vector<StepRecord>& steps, Field field) {
-  py::array_t<T> result(static_cast<py::ssize_t>(steps.size()));
-  std::transform(steps.begin(), steps.end(), result.mutable_data(),
-                 [field](const StepRecord& step) { return step.*field; });
-  return result;
-}
-
-py::dict steps_dict(const std::vector<StepRecord>& steps) {
-  py::dict d;
-  d["start"] = column<double>(steps, &StepRecord::start);
-  d["duration"] = column<double>(steps, &StepRecord::duration);
-  d["plan_seconds"] = column<double>(steps, &StepRecord::plan_seconds);
-  d["overhead_seconds"] = column<double>(steps, &StepRecord::overhead_seconds);
-  d["predicted"] = column<double>(steps, &StepRecord::predicted);
-  d["decode_rows"] = column<int32_t>(steps, &StepRecord::decode_rows);
-  d["prefill_tokens"] = column<int32_t>(steps, &StepRecord::prefill_tokens);
-  d["prefill_rows"] = column<int32_t>(steps, &StepRecord::prefill_rows);
-  return d;
-}
-
-py::list event_list(const std::vector<LogEvent>& events) {
-  py::list result(events.size());
-  for (size_t i = 0; i < events.size(); ++i) {
-    const LogEvent& e = events[i];
-    result[i] = py::make_tuple(e.t, e.task, to_string(e.kind), e.value);
-  }
-  return result;
 }
 
 void bind_task_handle(py::module_& m) {

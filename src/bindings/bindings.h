@@ -18,5 +18,6 @@ void bind_policy(py::module_& m);
 void bind_mask_matrix(py::module_& m);
 void bind_latency(py::module_& m);
 void bind_engine(py::module_& m);
+void bind_simulation(py::module_& m);
 
 }  // namespace slicellm

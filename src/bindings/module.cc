@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, m) {
   slicellm::bind_policy(m);
   slicellm::bind_mask_matrix(m);
   slicellm::bind_engine(m);
+  slicellm::bind_simulation(m);
 }

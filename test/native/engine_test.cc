@@ -59,7 +59,7 @@ struct Rig {
   explicit Rig(std::function<StepPlan(const View&)> plan = run_all, EngineOptions options = {},
                int32_t blocks = 32, int32_t host_blocks = 16) {
     executor = std::make_shared<test::ToyExecutor>(blocks, host_blocks, 4);
-    clock = std::make_shared<test::VirtualClock>();
+    clock = make_virtual_clock();
     auto owned = std::make_unique<ScriptPolicy>(std::move(plan));
     policy = owned.get();
     engine = Engine::make(executor, std::move(owned), test::toy_latency(), clock, options);
@@ -76,7 +76,7 @@ struct Rig {
     return text;
   }
   std::shared_ptr<test::ToyExecutor> executor;
-  std::shared_ptr<test::VirtualClock> clock;
+  std::shared_ptr<Clock> clock;
   ScriptPolicy* policy;
   std::unique_ptr<Engine> engine;
 };

@@ -22,7 +22,7 @@ void run(uint64_t seed, int count, bool divisible) {
     return low + static_cast<int>(rng() % static_cast<uint64_t>(high - low + 1));
   };
   auto executor = std::make_shared<test::ToyExecutor>(pick(12, 60), pick(0, 40), pick(1, 8));
-  auto clock = std::make_shared<test::VirtualClock>();
+  auto clock = make_virtual_clock();
   EngineOptions options;
   options.max_rows = pick(1, 16);
   options.max_step_tokens = std::max(pick(8, 64), options.max_rows);

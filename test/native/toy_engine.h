@@ -136,17 +136,7 @@ class ToyExecutor : public Executor {
   int64_t steps_ = 0;
 };
 
-// Time that passes only when somebody waits or a step runs.
-class VirtualClock : public Clock {
- public:
-  double now() const override { return now_; }
-  bool advance_to(double time) override {
-    if (time > now_) now_ = time;
-    return true;
-  }
 
- private:
-  std::atomic<double> now_{0};
 };
 
 // Does anything that the rules allow: random rows, chunk sizes, pauses, swaps and drops. The same

@@ -1,0 +1,90 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "slicellm/engine.h"
+#include "slicellm/executor.h"
+#include "slicellm/kv_cache.h"
+#include "slicellm/latency_model.h"
+#include "slicellm/policy.h"
+#include "slicellm/quantile_sketch.h"
+#include "slicellm/task.h"
+
+namespace slicellm {
+
+// The machine that the sim executor stands for.
+struct SimMachine {
+  KvLayout kv;         // for block sizes; nothing is stored
+  int32_t blocks = 0;  // device KV
+  int32_t host_blocks = 0;
+  double jitter = 0;  // a step's time is multiplied by exp(jitter * N(0, 1))
+  uint64_t seed = 0;  // of the jitter
+};
+
+// Runs batches in virtual time: a step takes what `truth` predicts for it (its median; `truth` is
+// never corrected), times a jitter that is a function of the seed and the step's number. Every
+// token is 0; a task ends at its true output length, else at its cap.
+// Throws Error(invalid_argument) for a jitter outside [0, 1] or a machine without blocks.
+std::shared_ptr<Executor> make_sim_executor(std::unique_ptr<LatencyModel> truth,
+                                            const SimMachine& machine);
+
+// Tasks of a simulated run that are alike but for arrival and lengths.
+struct SimClass {
+  std::string name = "default";
+  Slo slo;
+  double utility = 1;
+};
+
+// A prompt of no particular tokens. Tasks of a run are numbered by their place; their ids in the
+// engine are that number + 1.
+struct SimTask {
+  double arrival = 0;  // seconds; ascending over the tasks of a run; ignored in a closed loop
+  int32_t prompt_tokens = 1;
+  int32_t output_tokens = 0;  // true length, hidden from policies; 0 = max_tokens
+  int32_t max_tokens = 1;
+  int32_t class_id = 0;
+};
+
+// What became of each task, by its number. Times in seconds on the virtual clock, NaN where there
+// is no token.
+struct SimTaskResults {
+  std::vector<double> arrival, first_token, last_token, finish, max_gap;
+  std::vector<int32_t> tokens;
+  std::vector<uint8_t> reason;  // FinishReason
+};
+
+struct SimOptions {
+  EngineOptions engine;   // record_events: keep the event log and the step records in the result
+  int32_t in_flight = 0;  // > 0: closed loop with so many tasks in flight
+  // Called about every 0.1 s of real time with the number of ended tasks; may throw to stop.
+  std::function<void(int64_t)> progress;
+};
+
+struct SimResult {
+  SimTaskResults tasks;
+  std::vector<LogEvent> events;   // with record_events
+  std::vector<StepRecord> steps;  // with record_events
+  QuantileSketch gaps;            // seconds between a task's tokens, pooled
+  QuantileSketch plan_seconds;    // real time inside the policy, a step
+  int64_t num_steps = 0;
+  double busy_seconds = 0, prefill_seconds = 0;  // of steps; a mixed one is divided by its tokens
+  double end = 0;                                // virtual time of the last end
+  int32_t most_live = 0;
+  std::string latency_json;  // the belief as corrected by the run
+  std::string policy_state;  // Policy::inspect at the end
+};
+
+// Runs the engine's loop over `tasks` to their end on the calling thread, in virtual time: the very
+// loop, KV ledger, plan check and policy that serve. `belief` is what the policy is shown. Memory
+// beyond the result is that of the live tasks. Throws what the policy or a broken plan throws, and
+// Error(invalid_argument) for tasks out of order.
+SimResult simulate(std::shared_ptr<Executor> executor, std::unique_ptr<Policy> policy,
+                   std::unique_ptr<LatencyModel> belief, std::span<const SimClass> classes,
+                   std::span<const SimTask> tasks, const SimOptions& options);
+
+}  // namespace slicellm
