@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from slicellm.bench import checks
+from slicellm.bench.tasks import Times
 
-Times = npt.NDArray[np.float64]
 MAX_RATE = 1e6  # tasks/s
 
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from slicellm.bench import checks
 from slicellm.bench.lengths import read_text
-from slicellm.bench.workload import Slo
+from slicellm.bench.tasks import Slo
 
 EVENTS = (
     "arrive",

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicellm.bench import checks
-
-Counts = npt.NDArray[np.int64]
+from slicellm.bench.tasks import Counts
 
 
 class Lengths(Protocol):

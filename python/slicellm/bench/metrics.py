@@ -1,4 +1,4 @@
-"""Every metric of a run, from its event log and its step records.
+"""Every metric of a run, from its event log and its step records, or from a simulation's columns.
 
 Definitions (vLLM's, unless said). All times count from the scheduled arrival.
 
@@ -26,142 +26,22 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slicellm.bench.eventlog import NORMAL, EventLog, read
-from slicellm.bench.workload import Slo
+from slicellm.bench.eventlog import EventLog, read
+from slicellm.bench.task_metrics import (
+    Floats,
+    TaskMetrics,
+    column_metrics,
+    slo_met,
+    task_metrics,
+)
+from slicellm.bench.tasks import Slo, TaskColumns
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 PERCENTILES = (50.0, 99.0)
-
-
-@dataclass(frozen=True)
-class TaskMetrics:
-    """One entry a task; NaN where undefined. Times in seconds."""
-
-    arrival: Floats
-    tokens: Ints
-    ttft: Floats
-    tpot: Floats
-    e2el: Floats  # last token, whether or not the task finished normally
-    max_itl: Floats
-    p99_itl: Floats
-    max_lateness: Floats  # NaN unless both ttft and tpot are declared and there are tokens
-    reason: list[str]  # "" = the log ends before the task does
-    normal: Bools  # finished normally
-    end: Floats  # time of finish from arrival
-    met: Bools
-    itl: Floats  # pooled, not one a task
-    token_task: Ints  # [all tokens] the task of each token, ascending
-    token_time: Floats  # [all tokens] s from the start of the run, ascending within a task
-
-
-def _targets(log: EventLog, key: str) -> Floats:
-    values = [getattr(task.slo, key) for task in log.tasks]
-    return np.array([np.nan if v is None else v / 1000.0 for v in values], dtype=np.float64)
-
-
-def _held(measured: Floats, target: Floats) -> Bools:
-    """Whether a target held; one that is not declared (NaN) did."""
-    with np.errstate(invalid="ignore"):
-        held: Bools = np.isnan(target) | (measured <= target)
-    return held
-
-
-def slo_met(tasks: TaskMetrics, ttft: Floats, tpot: Floats, deadline: Floats) -> Bools:
-    """Which tasks finished normally and held the targets, in seconds, NaN where not declared."""
-    first = np.where(tasks.tokens > 0, tasks.ttft, tasks.end)
-    last = np.where(tasks.tokens > 0, tasks.e2el, tasks.end)
-    average = np.where(tasks.tokens > 1, tasks.tpot, 0.0)
-    return tasks.normal & _held(first, ttft) & _held(average, tpot) & _held(last, deadline)
-
-
-def _p99_by_task(gap: Floats, task: Ints, counts: Ints) -> Floats:
-    """Linearly interpolated p99 of each task's gaps; `task` ascending, counts[i] gaps of task i."""
-    order = np.lexsort((gap, task))
-    sorted_gap = gap[order]
-    out = np.full(len(counts), np.nan)
-    some = counts > 0
-    start = np.cumsum(counts) - counts
-    place = 0.99 * (counts[some] - 1)
-    low = np.floor(place).astype(np.int64)
-    high = np.minimum(low + 1, counts[some] - 1)
-    below, above = sorted_gap[start[some] + low], sorted_gap[start[some] + high]
-    out[some] = below + (above - below) * (place - low)
-    return out
-
-
-def task_metrics(log: EventLog) -> TaskMetrics:
-    """The metrics of each task."""
-    n = len(log.tasks)
-    arrival = np.array([task.arrival for task in log.tasks], dtype=np.float64)
-    pairs = [(e.task, e.t) for e in log.events if e.event == "token"]
-    token_task = np.array([p[0] for p in pairs], dtype=np.int64)
-    token_time = np.array([p[1] for p in pairs], dtype=np.float64)
-    order = np.lexsort((token_time, token_task))
-    token_task, token_time = token_task[order], token_time[order]
-    count = np.bincount(token_task, minlength=n).astype(np.int64)
-    stop = np.cumsum(count)
-    start = stop - count
-    some = count > 0
-
-    first, last = np.full(n, np.nan), np.full(n, np.nan)
-    first[some], last[some] = token_time[start[some]], token_time[stop[some] - 1]
-    ttft, e2el = first - arrival, last - arrival
-    tpot = np.full(n, np.nan)
-    many = count > 1
-    tpot[many] = (e2el - ttft)[many] / (count[many] - 1)
-
-    same = token_task[1:] == token_task[:-1]
-    itl = np.diff(token_time)[same]
-    itl_task = token_task[1:][same]
-    max_itl = np.full(n, -np.inf)
-    np.maximum.at(max_itl, itl_task, itl)
-    max_itl[~many] = np.nan
-    p99_itl = _p99_by_task(itl, itl_task, np.maximum(count - 1, 0))
-
-    due = (arrival + _targets(log, "ttft_ms"))[token_task] + (
-        np.arange(len(token_task)) - start[token_task]
-    ) * _targets(log, "tpot_ms")[token_task]
-    paced = ~np.isnan(due)  # both targets declared
-    max_lateness = np.full(n, -np.inf)
-    np.maximum.at(max_lateness, token_task[paced], (token_time - due)[paced])
-    max_lateness[np.isinf(max_lateness)] = np.nan
-
-    reason = [""] * n
-    end = np.full(n, np.nan)
-    for event in log.events:
-        if event.event == "finish":
-            reason[event.task], end[event.task] = str(event.value), event.t - arrival[event.task]
-        elif event.event == "reject" and not reason[event.task]:
-            reason[event.task], end[event.task] = "rejected", event.t - arrival[event.task]
-    normal = np.array([r in NORMAL for r in reason], dtype=np.bool_)
-    tasks = TaskMetrics(
-        arrival,
-        count,
-        ttft,
-        tpot,
-        e2el,
-        max_itl,
-        p99_itl,
-        max_lateness,
-        reason,
-        normal,
-        end,
-        np.zeros(n, dtype=np.bool_),
-        itl,
-        token_task,
-        token_time,
-    )
-    met = slo_met(tasks, *(_targets(log, key) for key in ("ttft_ms", "tpot_ms", "deadline_ms")))
-    tasks.met[:] = met
-    return tasks
 
 
 def summary(values: Floats, factor: float, percentiles: Sequence[float]) -> dict[str, float | None]:
@@ -210,16 +90,31 @@ def step_metrics(steps: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
     }
 
 
-def _class_metrics(
-    log: EventLog, tasks: TaskMetrics, utility: Floats, percentiles: Sequence[float]
-) -> dict[str, Any]:
+def sketch_summary(
+    sketch: Mapping[str, Any], factor: float, percentiles: Sequence[float]
+) -> dict[str, float | None]:
+    """`summary` and the maximum, from a quantile sketch that was asked for `percentiles`."""
+    keys = ["mean", *(f"p{p:g}" for p in percentiles), "max"]
+    values = [sketch["mean"], *sketch["percentiles"], sketch["max"]]
+    return {k: float(v * factor) if sketch["count"] else None for k, v in zip(keys, values)}
+
+
+def points(percentiles: Sequence[float]) -> tuple[float, ...]:
+    """The percentiles that every summary has, and those asked for."""
+    return tuple(dict.fromkeys([*PERCENTILES, *percentiles]))
+
+
+def _class_metrics(tasks: TaskMetrics, percentiles: Sequence[float]) -> dict[str, Any]:
     classes: dict[str, Any] = {}
-    names = np.array([task.class_name for task in log.tasks])
-    counts = Counter(task.class_name for task in log.tasks)
-    for name in sorted(counts, key=lambda name: (-counts[name], name)):  # the largest first
-        mine = names == name
+    utility = tasks.declared.utility
+    names = tasks.declared.classes
+    counts = np.bincount(tasks.declared.class_id, minlength=len(names))
+    for i in sorted(range(len(names)), key=lambda i: (-counts[i], names[i])):  # the largest first
+        if counts[i] == 0:
+            continue
+        mine = tasks.declared.class_id == i
         met = mine & tasks.met
-        classes[name] = {
+        classes[names[i]] = {
             "submitted": int(mine.sum()),
             "met": int(met.sum()),
             "attainment": _share(met.sum(), mine.sum()),
@@ -231,27 +126,24 @@ def _class_metrics(
     return classes
 
 
-def compute(
-    log: EventLog,
-    steps: Mapping[str, npt.NDArray[Any]] | None = None,
+def run_metrics(
+    tasks: TaskMetrics,
+    end: float,
+    itl_ms: Mapping[str, float | None],
+    steps: Mapping[str, Any],
     percentiles: Sequence[float] = PERCENTILES,
     goodput: Slo | None = None,
 ) -> dict[str, Any]:
-    """Every metric of one run under one policy, with the result file's keys. `steps` adds what
-    comes from step records; `goodput` adds tasks per second that meet those targets instead of
-    their own."""
-    tasks = task_metrics(log)
-    n = len(log.tasks)
-    utility = np.array([task.utility for task in log.tasks], dtype=np.float64)
-    times = [e.t for e in log.events]
-    makespan = max(times) - float(tasks.arrival.min()) if n and times else 0.0
+    """Every metric of one run under one policy, with the result file's keys, however the run was
+    recorded. `end`: time of the last event; `itl_ms`: summary of the pooled gaps between tokens;
+    `steps`: what is known of steps, with the keys of `step_metrics`; `goodput` adds tasks per
+    second that meet those targets instead of their own."""
+    n = len(tasks.tokens)
+    utility = tasks.declared.utility
+    makespan = end - float(tasks.arrival.min()) if n else 0.0
     smooth = ~np.isnan(tasks.max_lateness)
-    finish: dict[str, int] = {}
-    for reason in tasks.reason:
-        finish[reason or "unfinished"] = finish.get(reason or "unfinished", 0) + 1
-    points = tuple(dict.fromkeys([*PERCENTILES, *percentiles]))
-    itl_ms = summary(tasks.itl, 1e3, points)
-    itl_ms["max"] = float(tasks.itl.max() * 1e3) if len(tasks.itl) else None
+    finish = dict(Counter(reason or "unfinished" for reason in tasks.reason.tolist()))
+    asked = points(percentiles)
     result: dict[str, Any] = {
         "attainment": _share(tasks.met.sum(), n),
         "utility": _share(utility[tasks.met].sum(), utility.sum()),
@@ -259,13 +151,13 @@ def compute(
         "goodput_tokens_per_s": _share(tasks.tokens[tasks.met].sum(), makespan),
         "makespan_s": makespan,
         "output_tokens_per_s": _share(tasks.tokens.sum(), makespan),
-        "ttft_ms": summary(tasks.ttft, 1e3, points),
-        "tpot_ms": summary(tasks.tpot, 1e3, points),
-        "itl_ms": itl_ms,
-        "e2el_ms": summary(tasks.e2el[tasks.normal], 1e3, points),
+        "ttft_ms": summary(tasks.ttft, 1e3, asked),
+        "tpot_ms": summary(tasks.tpot, 1e3, asked),
+        "itl_ms": dict(itl_ms),
+        "e2el_ms": summary(tasks.e2el[tasks.normal], 1e3, asked),
         "task_itl_ms": {
-            "max": summary(tasks.max_itl, 1e3, points),
-            "p99": summary(tasks.p99_itl, 1e3, points),
+            "max": summary(tasks.max_itl, 1e3, asked),
+            "p99": summary(tasks.p99_itl, 1e3, asked),
         },
         "smooth": float((tasks.max_lateness[smooth] <= 0).mean()) if smooth.any() else None,
         "lateness_ms": {
@@ -275,12 +167,11 @@ def compute(
         "submitted": n,
         "met": int(tasks.met.sum()),
         "output_tokens": int(tasks.tokens.sum()),
-        "classes": _class_metrics(log, tasks, utility, points),
+        "classes": _class_metrics(tasks, asked),
         "finish": finish,
         "bound": None,
+        **steps,
     }
-    if steps is not None:
-        result.update(step_metrics(steps))
     if goodput is not None:
         given = [
             np.full(n, np.nan if v is None else v / 1e3)
@@ -288,6 +179,43 @@ def compute(
         ]
         result["goodput_given"] = _share(slo_met(tasks, *given).sum(), makespan)
     return result
+
+
+def compute(
+    log: EventLog,
+    steps: Mapping[str, npt.NDArray[Any]] | None = None,
+    percentiles: Sequence[float] = PERCENTILES,
+    goodput: Slo | None = None,
+) -> dict[str, Any]:
+    """`run_metrics` of an event log; `steps` adds what comes from step records."""
+    tasks = task_metrics(log)
+    start = float(tasks.arrival.min()) if len(log.tasks) else 0.0
+    end = max((e.t for e in log.events), default=start)
+    itl_ms = summary(tasks.itl, 1e3, points(percentiles))
+    itl_ms["max"] = float(tasks.itl.max() * 1e3) if len(tasks.itl) else None
+    known = {} if steps is None else step_metrics(steps)
+    return run_metrics(tasks, end, itl_ms, known, percentiles, goodput)
+
+
+def compute_columns(
+    tasks: TaskColumns,
+    result: Mapping[str, Any],
+    percentiles: Sequence[float] = PERCENTILES,
+    goodput: Slo | None = None,
+) -> dict[str, Any]:
+    """`run_metrics` of a simulation without an event log: from the columns and quantile sketches of
+    `_core.simulate`, which was asked for `points(percentiles)`. What needs every token or every
+    step is None."""
+    asked = points(percentiles)
+    plan = sketch_summary(result["plan_seconds"], 1e6, asked)
+    steps = {
+        "plan_us": {key: plan[key] for key in ("mean", "p50", "p99", "max")},
+        "prefill_share": _share(result["prefill_seconds"], result["busy_seconds"]),
+        "steps": result["num_steps"],
+    }
+    itl_ms = sketch_summary(result["gaps"], 1e3, asked)
+    measured = column_metrics(tasks, result)
+    return run_metrics(measured, result["end"], itl_ms, steps, percentiles, goodput)
 
 
 def main(arguments: Sequence[str]) -> int:

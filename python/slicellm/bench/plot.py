@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slicellm.bench.eventlog import EventLog
-from slicellm.bench.metrics import Floats, TaskMetrics, task_metrics
+from slicellm.bench.task_metrics import Floats, TaskMetrics, task_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

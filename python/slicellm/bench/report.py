@@ -16,7 +16,7 @@ from rich.table import Table
 
 from slicellm.bench import checks
 from slicellm.bench.eventlog import EventLog
-from slicellm.bench.metrics import task_metrics
+from slicellm.bench.task_metrics import task_metrics
 
 Results = Mapping[str, Mapping[str, Any]]  # metrics by policy name
 

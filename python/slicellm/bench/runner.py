@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from slicellm._core import Engine, LatencyModel, Model, TaskHandle, TaskSpec
 from slicellm.bench.eventlog import Declared, Event, EventLog
-from slicellm.bench.workload import WorkloadTask
+from slicellm.bench.tasks import WorkloadTask
 
 # The core's FinishReason, by number, as the finish event carries it.
 _REASONS = ("none", "stop", "length", "cancelled", "deadline", "rejected", "error")

@@ -8,7 +8,7 @@ from importlib import resources
 
 from slicellm.bench import checks
 from slicellm.bench.lengths import read_text
-from slicellm.bench.workload import Slo, WorkloadTask
+from slicellm.bench.tasks import Slo, WorkloadTask
 
 KEYS = (
     "prompt",

@@ -19,52 +19,30 @@ import numpy as np
 from slicellm.bench import checks
 from slicellm.bench.arrivals import Arrivals
 from slicellm.bench.lengths import (
-    Counts,
     Lengths,
     Trace,
     parse_lengths,
     parse_trace_name,
     read_text,
 )
+from slicellm.bench.tasks import Counts, Kind, Slo, TaskColumns
 
 BUILT_IN = ("edge", "tiers")
-_PARTS = ("arrivals", "classes", "prompt_lengths", "output_lengths", "trace", "tokens")
+_PARTS = (
+    "arrivals",
+    "classes",
+    "prompt_lengths",
+    "output_lengths",
+    "trace",
+    "tokens",
+    "belief",
+)  # in this order for ever: a part's place is its stream
 
 
 def generator(seed: int, part: str, index: int = 0) -> np.random.Generator:
     """The random stream of one part of a workload; `index` tells its classes or tasks apart."""
     key = (_PARTS.index(part), index)
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
-
-
-@dataclass(frozen=True)
-class Slo:
-    """Targets in milliseconds; None is not judged."""
-
-    ttft_ms: float | None = None
-    tpot_ms: float | None = None
-    deadline_ms: float | None = None
-
-    def scaled(self, factor: float) -> Slo:
-        def times(value: float | None) -> float | None:
-            return None if value is None else value * factor
-
-        return Slo(times(self.ttft_ms), times(self.tpot_ms), times(self.deadline_ms))
-
-
-@dataclass(frozen=True)
-class WorkloadTask:
-    """One task of a run. Either `prompt` (text) or `prompt_tokens` (random ids of that length).
-    `output_tokens` is the true output length, hidden from policies; 0 = the model decides."""
-
-    arrival_s: float
-    prompt_tokens: int
-    output_tokens: int
-    max_tokens: int
-    class_name: str = "default"
-    utility: float = 1.0
-    slo: Slo = Slo()
-    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,28 +100,23 @@ class Workload:
             if c.output_tokens is not None:
                 drawn = c.output_tokens.sample(n, generator(seed, "output_lengths", i))
                 outputs = np.where(mine, drawn, outputs)
-        caps = np.array([c.max_tokens for c in self.classes], dtype=np.int64)[chosen]
-        return chosen, prompts, np.minimum(outputs, caps)
+        caps = np.array([c.max_tokens for c in self.classes], dtype=np.int64)
+        return chosen, prompts, np.minimum(outputs, caps[chosen])
 
-    def tasks(
+    def columns(
         self, n: int, seed: int, arrivals: Arrivals, slo_scale: float = 1.0
-    ) -> list[WorkloadTask]:
+    ) -> TaskColumns:
         """n tasks, by arrival."""
         chosen, prompts, outputs = self.lengths(n, seed)
-        times = arrivals.times(n, generator(seed, "arrivals"))
-        slos = [c.slo.scaled(slo_scale) for c in self.classes]
-        return [
-            WorkloadTask(
-                float(t),
-                int(p),
-                int(o),
-                self.classes[c].max_tokens,
-                self.classes[c].name,
-                self.classes[c].utility,
-                slos[c],
-            )
-            for t, c, p, o in zip(times, chosen, prompts, outputs)
-        ]
+        caps = np.array([c.max_tokens for c in self.classes], dtype=np.int64)
+        return TaskColumns(
+            tuple(Kind(c.name, c.utility, c.slo.scaled(slo_scale)) for c in self.classes),
+            chosen,
+            arrivals.times(n, generator(seed, "arrivals")),
+            prompts,
+            outputs,
+            caps[chosen],
+        )
 
     def capped(self, limit: int) -> Workload:
         """The same workload with at most `limit` output tokens a task."""
