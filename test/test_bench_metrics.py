@@ -14,7 +14,7 @@ import pytest
 from slicellm._core import InvalidArgument
 from slicellm.bench import eventlog, metrics, report
 from slicellm.bench.eventlog import Declared, Event, EventLog
-from slicellm.bench.workload import Slo
+from slicellm.bench.tasks import Slo
 
 CONTROL = Slo(deadline_ms=1500)
 CHAT = Slo(ttft_ms=1000, tpot_ms=250)
@@ -76,7 +76,8 @@ def test_task_metrics() -> None:
     # Task 1: -.5 -.5 -.25 -.25; task 3: 4.25 - 4.5; the others lack a target or a token.
     np.testing.assert_array_equal(tasks.max_lateness, [nan, -0.25, 0.375, -0.25, nan, nan, nan])
     assert tasks.met.tolist() == [True, False, True, True, False, False, True]
-    assert tasks.reason == ["stop", "length", "stop", "length", "rejected", "deadline", "stop"]
+    ends = ["stop", "length", "stop", "length", "rejected", "deadline", "stop"]
+    assert tasks.reason.tolist() == ends
 
 
 def test_compute() -> None:

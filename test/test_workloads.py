@@ -15,8 +15,8 @@ from slicellm.bench import saturation, taskfile
 from slicellm.bench.arrivals import AtOnce, Gamma, Intervals, Recorded, Uniform, parse_arrivals
 from slicellm.bench.lengths import Fixed, LogNormal, parse_lengths, read_trace
 from slicellm.bench.lengths import Uniform as UniformLengths
+from slicellm.bench.tasks import Slo
 from slicellm.bench.workload import (
-    Slo,
     generator,
     load_workload,
     parse_slo_class,
@@ -162,7 +162,7 @@ def test_order_of_classes_is_random() -> None:
 
 
 def test_lengths_belong_to_their_class() -> None:
-    tasks = load_workload("edge").tasks(2000, 0, Gamma(2.0))
+    tasks = load_workload("edge").columns(2000, 0, Gamma(2.0)).tasks()
     for task in tasks:
         low, high = {"realtime": (20, 60), "voice": (30, 120), "qa": (30, 200)}[task.class_name]
         assert low <= task.prompt_tokens <= high
@@ -173,17 +173,17 @@ def test_lengths_belong_to_their_class() -> None:
 
 def test_same_seed_same_tasks_and_parts_do_not_shift_each_other() -> None:
     edge = load_workload("edge")
-    a, b = edge.tasks(300, 5, Gamma(1.0)), edge.tasks(300, 5, Gamma(1.0))
+    a, b = edge.columns(300, 5, Gamma(1.0)).tasks(), edge.columns(300, 5, Gamma(1.0)).tasks()
     assert a == b
-    assert a != edge.tasks(300, 6, Gamma(1.0))
-    slower = edge.tasks(300, 5, Intervals((1.0,)))
+    assert a != edge.columns(300, 6, Gamma(1.0)).tasks()
+    slower = edge.columns(300, 5, Intervals((1.0,))).tasks()
     strip = [(t.class_name, t.prompt_tokens, t.output_tokens) for t in a]
     assert strip == [(t.class_name, t.prompt_tokens, t.output_tokens) for t in slower]
     # Another output length of one class leaves all other draws as they were.
     text = (resources.files("slicellm.bench") / "workloads" / "edge.json").read_text()
     spec = json.loads(text)
     spec["classes"][1]["output_tokens"] = {"fixed": 50}
-    changed = parse_workload(json.dumps(spec)).tasks(300, 5, Gamma(1.0))
+    changed = parse_workload(json.dumps(spec)).columns(300, 5, Gamma(1.0)).tasks()
     for before, after in zip(a, changed):
         assert before.arrival_s == after.arrival_s and before.class_name == after.class_name
         assert before.prompt_tokens == after.prompt_tokens
@@ -192,7 +192,8 @@ def test_same_seed_same_tasks_and_parts_do_not_shift_each_other() -> None:
 
 def test_slo_scale_multiplies_targets_only() -> None:
     edge = load_workload("edge")
-    plain, scaled = edge.tasks(20, 0, Gamma(1.0)), edge.tasks(20, 0, Gamma(1.0), slo_scale=2.0)
+    plain = edge.columns(20, 0, Gamma(1.0)).tasks()
+    scaled = edge.columns(20, 0, Gamma(1.0), slo_scale=2.0).tasks()
     for a, b in zip(plain, scaled):
         assert b.slo == a.slo.scaled(2.0)
         assert (a.arrival_s, a.prompt_tokens, a.utility) == (
@@ -204,7 +205,7 @@ def test_slo_scale_multiplies_targets_only() -> None:
 
 
 def test_limit_caps_outputs() -> None:
-    tasks = load_workload("edge").capped(25).tasks(500, 0, Gamma(1.0))
+    tasks = load_workload("edge").capped(25).columns(500, 0, Gamma(1.0)).tasks()
     assert max(t.output_tokens for t in tasks) == 25 == max(t.max_tokens for t in tasks)
 
 
@@ -243,7 +244,7 @@ def test_trace_with_arrivals_keeps_its_order(tmp_path: Path) -> None:
     path = write_trace(tmp_path / "t.csv", "5.0,10,3\n6.5,20,4\n9.0,30,0\n9.5,40,5\n", True)
     trace = read_trace(path)
     assert trace.arrived_at is not None and trace.arrived_at.tolist() == [5.0, 6.5, 9.5]
-    tasks = trace_workload(trace).tasks(3, 0, Recorded(tuple(trace.arrived_at)))
+    tasks = trace_workload(trace).columns(3, 0, Recorded(tuple(trace.arrived_at))).tasks()
     assert [t.arrival_s for t in tasks] == [0.0, 1.5, 4.5]
     assert [t.prompt_tokens for t in tasks] == [10, 20, 40]
     assert {t.class_name for t in tasks} <= {"strict", "relaxed"}

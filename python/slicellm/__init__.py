@@ -27,6 +27,7 @@ from .errors import (
     Unsupported,
 )
 from .model import Model, load
+from .simulation import Simulation, simulate
 from .task import Piece, Result, Task
 from .tokenizer import Tokenizer
 
@@ -47,6 +48,7 @@ __all__ = [
     "Policy",
     "ResourceError",
     "Result",
+    "Simulation",
     "StateError",
     "StepPlan",
     "Stream",
@@ -58,4 +60,5 @@ __all__ = [
     "__version__",
     "calibration",
     "load",
+    "simulate",
 ]

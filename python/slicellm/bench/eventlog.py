@@ -9,7 +9,7 @@ arrival, so that a log is self-contained. In a file that holds several runs ever
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +30,7 @@ EVENTS = (
     "finish",
     "reject",
 )
+# In the order of the core's FinishReason, from 1 on.
 REASONS = ("stop", "length", "cancelled", "deadline", "rejected", "error")
 NORMAL = ("stop", "length")  # a task that ended in one of these ways finished normally
 _VALUE_KEY = {
@@ -95,6 +96,23 @@ class EventLog:
             out.append(line)
         out.sort(key=lambda line: float(line["t"]))  # stable: equal times keep their order
         return iter(out)
+
+
+def from_engine(
+    declared: list[Declared],
+    events: Sequence[tuple[float, int, str, int]],
+    number: Callable[[int], int],
+    start: float = 0.0,
+) -> EventLog:
+    """The events of the core (time, task id, event, value) on the run's own clock, which starts at
+    `start`; number(id) is a task's place in `declared`."""
+    log = EventLog(declared)
+    for t, task_id, kind, value in events:
+        if kind == "arrive":
+            continue  # the declaration stands for it, at the scheduled time
+        detail = REASONS[value - 1] if kind == "finish" else value
+        log.events.append(Event(t - start, number(task_id), kind, detail))
+    return log
 
 
 Runs = dict[tuple[str, int], EventLog]  # by policy and seed

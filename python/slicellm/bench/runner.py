@@ -9,11 +9,9 @@ from typing import Any
 import numpy.typing as npt
 
 from slicellm._core import Engine, LatencyModel, Model, TaskHandle, TaskSpec
-from slicellm.bench.eventlog import Declared, Event, EventLog
+from slicellm.bench.eventlog import Declared, EventLog, from_engine
 from slicellm.bench.tasks import WorkloadTask
 
-# The core's FinishReason, by number, as the finish event carries it.
-_REASONS = ("none", "stop", "length", "cancelled", "deadline", "rejected", "error")
 Progress = Callable[[int], None]  # tasks ended so far
 
 
@@ -140,10 +138,4 @@ def _event_log(
         )
         for arrival, task, output in zip(arrivals, tasks, outputs)
     ]
-    log = EventLog(declared)
-    for t, task_id, kind, value in events:
-        if kind == "arrive":
-            continue  # the declaration stands for it, at the scheduled time
-        detail = _REASONS[value] if kind == "finish" else value
-        log.events.append(Event(t - start, number[task_id], kind, detail))
-    return log
+    return from_engine(declared, events, number.__getitem__, start)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from slicellm.bench.lengths import Counts
+from slicellm.bench.tasks import Counts
 
 PAPER_DECODE_MS = 14.0  # l(1) of the SLICE paper's GPU: its targets are meant for that speed
 SAMPLE = 4096  # tasks that stand for a workload's mean; seed 0, so it does not vary with the run

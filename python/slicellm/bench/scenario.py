@@ -11,11 +11,11 @@ import numpy as np
 
 from slicellm.bench import checks, taskfile
 from slicellm.bench.arrivals import Arrivals, AtOnce, Gamma, Intervals, Recorded, parse_arrivals
-from slicellm.bench.lengths import Counts, read_trace
+from slicellm.bench.lengths import read_trace
 from slicellm.bench.saturation import SAMPLE, Latency, OfferedWork, offered_work
+from slicellm.bench.tasks import Counts, TaskColumns, WorkloadTask
 from slicellm.bench.workload import (
     Workload,
-    WorkloadTask,
     generator,
     load_workload,
     parse_slo_class,
@@ -44,7 +44,7 @@ class Source(Protocol):
         """The source's own arrivals. `rate` in tasks/s if one was asked for; `random` if the
         command line asks for a random process; else the source may fall back on `saturation`."""
 
-    def tasks(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float) -> list[WorkloadTask]:
+    def columns(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float) -> TaskColumns:
         """n tasks, by arrival."""
 
 
@@ -76,8 +76,8 @@ class GeneratedTasks:
             return Gamma(rate or saturation)
         return parse_arrivals(self.workload.arrivals, rate or saturation)
 
-    def tasks(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float) -> list[WorkloadTask]:
-        return self.workload.tasks(n, seed, arrivals, slo_scale)
+    def columns(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float) -> TaskColumns:
+        return self.workload.columns(n, seed, arrivals, slo_scale)
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,15 @@ class FileTasks:
             return Gamma(rate or saturation)
         return AtOnce()
 
-    def tasks(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float) -> list[WorkloadTask]:
+    def columns(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float) -> TaskColumns:
         times = arrivals.times(n, generator(seed, "arrivals"))
-        return [
-            replace(task, arrival_s=float(t), slo=task.slo.scaled(slo_scale))
-            for t, task in zip(times, taskfile.repeated(list(self.given), n))
-        ]
+        given = taskfile.repeated(list(self.given), n)
+        return TaskColumns.of(
+            [
+                replace(task, arrival_s=float(t), slo=task.slo.scaled(slo_scale))
+                for t, task in zip(times, given)
+            ]
+        )
 
 
 def read_source(args: argparse.Namespace) -> Source:
@@ -159,8 +162,11 @@ class Scenario:
     slo_scale: float
     work: OfferedWork
 
+    def columns(self, seed: int) -> TaskColumns:
+        return self.source.columns(self.count, seed, self.arrivals, self.slo_scale)
+
     def tasks(self, seed: int) -> list[WorkloadTask]:
-        return self.source.tasks(self.count, seed, self.arrivals, self.slo_scale)
+        return self.columns(seed).tasks()
 
     def prompts(
         self, tasks: Sequence[WorkloadTask], seed: int, vocabulary: int, avoid: Sequence[int]

@@ -103,9 +103,7 @@ class Workload:
         caps = np.array([c.max_tokens for c in self.classes], dtype=np.int64)
         return chosen, prompts, np.minimum(outputs, caps[chosen])
 
-    def columns(
-        self, n: int, seed: int, arrivals: Arrivals, slo_scale: float = 1.0
-    ) -> TaskColumns:
+    def columns(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float = 1.0) -> TaskColumns:
         """n tasks, by arrival."""
         chosen, prompts, outputs = self.lengths(n, seed)
         caps = np.array([c.max_tokens for c in self.classes], dtype=np.int64)

@@ -16,7 +16,7 @@ from .._core import make_policy
 from ..bench import checks, eventlog, metrics, plot, report
 from ..bench.runner import Run, Runner
 from ..bench.scenario import Scenario, check_lengths, make_scenario, read_source
-from ..bench.workload import WorkloadTask
+from ..bench.tasks import WorkloadTask
 from ..calibration import latency_model
 from ..model import Model
 from . import benchmark_flags as flags

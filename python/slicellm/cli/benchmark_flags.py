@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..bench import checks
-from ..bench.workload import Slo
+from ..bench.tasks import Slo
 from ..errors import InvalidArgument
 from .common import Parser, add_model_flags, parse_bytes, real, whole
 
