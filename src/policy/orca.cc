@@ -35,7 +35,7 @@ class Orca : public Policy {
     int64_t promised = 0;  // blocks that running tasks may still ask for
     for (int32_t slot : running_) {
       const TaskView& task = view.tasks[slot];
-      promised += std::max(0, reservation(task, view) - task.blocks);
+      promised += most_growth(task, view);
       if (task.ready_to_decode()) step.decode(slot);
     }
     for (int32_t slot : running_) {  // prompts longer than a step
@@ -48,7 +48,7 @@ class Orca : public Policy {
         step.reject(slot, std::move(why));
         continue;
       }
-      const int64_t need = reservation(task, view) - task.blocks;
+      const int64_t need = most_growth(task, view);
       if (static_cast<int32_t>(running_.size()) + joined >= max_batch_) break;
       if (promised + need > view.free_blocks) break;
       if (!step.prefill(slot, step.whole_prefill(slot))) break;
@@ -72,10 +72,6 @@ class Orca : public Policy {
   }
 
  private:
-  static int32_t reservation(const TaskView& task, const View& view) {
-    return view.blocks_for(most_kv_tokens(task));
-  }
-
   const int32_t max_batch_;
   std::vector<int32_t> running_;  // by arrival
   std::deque<int32_t> waiting_;   // by arrival then id

@@ -15,5 +15,17 @@ PolicyInfo orca_info();
 std::unique_ptr<Policy> make_orca(const Parameters& parameters);
 PolicyInfo fastserve_info();
 std::unique_ptr<Policy> make_fastserve(const Parameters& parameters);
+PolicyInfo sarathi_info();
+std::unique_ptr<Policy> make_sarathi(const Parameters& parameters);
+PolicyInfo vllm_info();
+std::unique_ptr<Policy> make_vllm(const Parameters& parameters);
+PolicyInfo slai_info();
+std::unique_ptr<Policy> make_slai(const Parameters& parameters);
+PolicyInfo rad_like_info();
+std::unique_ptr<Policy> make_rad_like(const Parameters& parameters);
+PolicyInfo edf_info();
+std::unique_ptr<Policy> make_edf(const Parameters& parameters);
+PolicyInfo priority_pause_info();
+std::unique_ptr<Policy> make_priority_pause(const Parameters& parameters);
 
 }  // namespace slicellm

@@ -15,6 +15,12 @@ constexpr Entry kEntries[] = {
     {slice_info, make_slice},
     {orca_info, make_orca},
     {fastserve_info, make_fastserve},
+    {sarathi_info, make_sarathi},
+    {vllm_info, make_vllm},
+    {slai_info, make_slai},
+    {rad_like_info, make_rad_like},
+    {edf_info, make_edf},
+    {priority_pause_info, make_priority_pause},
 };
 
 }  // namespace

@@ -109,10 +109,8 @@ Task Slice::describe(const TaskView& view) const {
   task.arrival = task.last_served = view.arrival;
   task.utility = view.utility;
   task.class_id = view.class_id;
-  task.best_effort = !view.slo.tpot && !view.slo.deadline;
-  task.weight = view.slo.tpot       ? *view.slo.tpot
-                : view.slo.deadline ? *view.slo.deadline / std::max(1, view.max_tokens)
-                                    : 1;
+  task.best_effort = !token_time(view);
+  task.weight = token_time(view).value_or(1);
   if (!task.best_effort) {
     const double rate = std::ceil(cycle_ / task.weight * (1 - kRounding));
     task.rate = static_cast<int32_t>(std::clamp(rate, 1.0, 1e9));

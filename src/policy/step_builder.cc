@@ -28,6 +28,13 @@ int32_t StepBuilder::whole_prefill(int32_t slot) const {
   return first && task.prefill_divisible ? room : 0;
 }
 
+int32_t StepBuilder::chunk(int32_t slot) const {
+  const TaskView& task = view_.tasks[slot];
+  if (!task.prefill_divisible) return whole_prefill(slot);
+  if (rows_left_ <= 0) return 0;
+  return std::max(0, std::min({task.pending(), tokens_left_, prompt_left_}));
+}
+
 bool StepBuilder::decode(int32_t slot) {
   const int32_t blocks = growth(slot, 1);
   if (rows_left_ <= 0 || tokens_left_ <= 0 || blocks > free_) return false;
@@ -67,8 +74,7 @@ bool StepBuilder::swap_out(int32_t slot) {
   return true;
 }
 
-void StepBuilder::evict(int32_t slot) {
-  if (swap_out(slot)) return;
+void StepBuilder::drop(int32_t slot) {
   const TaskView& task = view_.tasks[slot];
   plan_.kv.push_back({KvActionKind::drop, slot});
   free_ += task.blocks;
@@ -78,6 +84,10 @@ void StepBuilder::evict(int32_t slot) {
                      " tokens cannot be computed again in one step of at most " +
                      std::to_string(view_.max_step_tokens));
   }
+}
+
+void StepBuilder::evict(int32_t slot) {
+  if (!swap_out(slot)) drop(slot);
 }
 
 void StepBuilder::reject(int32_t slot, std::string message) {

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <string>
 
 #include "slicellm/policy.h"
@@ -29,14 +31,18 @@ class StepBuilder {
   // that are pending; or what is left of the step, when it has no other prefill and the task's may
   // be cut; or 0: not in this step.
   int32_t whole_prefill(int32_t slot) const;
+  // Tokens of prefill for policies that cut prompts to fill a step: what is left of the step's
+  // prompt tokens, or what whole_prefill says for a task whose prefill must not be cut.
+  int32_t chunk(int32_t slot) const;
 
   // Each returns false and changes nothing when there is no row, token or block left for it.
   bool decode(int32_t slot);                   // ready to decode; KV on the device or swapped in
   bool prefill(int32_t slot, int32_t tokens);  // not ready to decode; KV likewise, or none
   bool swap_in(int32_t slot);                  // KV on the host
   bool swap_out(int32_t slot);                 // KV on the device
-  // Frees a task's device blocks: to the host if there is room, else by dropping them. A task that
-  // could not be computed again after a drop ends as rejected.
+  // Frees a task's device blocks. A task that could not be computed again ends as rejected.
+  void drop(int32_t slot);
+  // Frees a task's device blocks: to the host if there is room, else by dropping them.
   void evict(int32_t slot);
   void reject(int32_t slot, std::string message);
   void wake_at(double time) { plan_.wake_at = time; }
@@ -54,9 +60,33 @@ inline bool arrives_before(const TaskView& a, const TaskView& b) {
   return a.arrival != b.arrival ? a.arrival < b.arrival : a.id < b.id;
 }
 
+// A task in an order: by rank, lower first, equal ranks by arrival, then id.
+struct Ranked {
+  double rank = 0;
+  double arrival = 0;
+  TaskId id = 0;
+  int32_t slot = 0;
+  auto operator<=>(const Ranked&) const = default;
+};
+constexpr double kFrontRank = -std::numeric_limits<double>::infinity();
+constexpr double kBackRank = std::numeric_limits<double>::infinity();
+
 // The most tokens of KV that `task` can come to need: the last token's K and V are never used.
 inline int64_t most_kv_tokens(const TaskView& task) {
   return int64_t{task.prompt_len} + task.max_tokens - 1;
+}
+
+// KV blocks that `task` can still come to ask for.
+inline int32_t most_growth(const TaskView& task, const View& view) {
+  return std::max(0, view.blocks_for(most_kv_tokens(task)) - task.blocks);
+}
+
+// Seconds between tokens that `task`'s SLO asks for: its TPOT, or an even share of its deadline.
+// None for a best-effort task.
+inline std::optional<double> token_time(const TaskView& task) {
+  if (task.slo.tpot) return task.slo.tpot;
+  if (task.slo.deadline) return *task.slo.deadline / std::max(1, task.max_tokens);
+  return std::nullopt;
 }
 
 // Why `task` can never run under `view`'s limits, as one sentence; empty if it can.
