@@ -10,7 +10,8 @@
 //  * order=priority: urgent tasks are admitted first, and the higher utility before the lower;
 //    order=fcfs: by arrival, but an ordinary task that lacks a row holds up no urgent one.
 //  * KV for the prompt and max_tokens is reserved at admission, as in orca: no KV is ever taken
-//    back, and nobody overtakes a task that waits for KV. Prompts run whole beside decodes.
+//    back, and nobody overtakes a task that waits for KV. Prompts run whole beside decodes; one
+//    that finds no room in the step is not overtaken either.
 #include <algorithm>
 #include <set>
 
@@ -130,7 +131,7 @@ StepPlan PriorityPause::plan(const View& view) {
   }
   for (const Row& row : rows) {
     if (view.tasks[row.slot].ready_to_decode()) continue;
-    step.prefill(row.slot, step.whole_prefill(row.slot));
+    if (!step.prefill(row.slot, step.whole_prefill(row.slot))) break;
   }
   return step.take();
 }

@@ -86,6 +86,11 @@ int main() {
   for (uint32_t seed = 0; seed < 40; ++seed) {
     run("slice:mask_layout=spread,boost_after_ms=200,age_after_ms=500", seed);
     run("fastserve:max_batch=3,starvation_steps=20,starvation_ms=200", seed);
+    run("sarathi:token_budget=16,order=spf", seed);
+    run("vllm:max_num_batched_tokens=40,order=priority", seed);
+    run("slai:token_budget=16,variant=spf_dynamic_user_priority", seed);
+    run("rad-like:tile=4,token_budget=24", seed);
+    run("priority-pause:max_batch=4,max_pause_steps=3,order=fcfs", seed);
   }
   return test::check_result();
 }
