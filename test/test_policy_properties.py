@@ -24,6 +24,18 @@ POLICIES = [
     "slice:boost_after_ms=100,age_after_ms=300",
     "orca:max_batch=4",
     "fastserve:max_batch=3,starvation_steps=20,starvation_ms=200",
+    "sarathi:token_budget=16",
+    "sarathi:token_budget=24,order=spf",
+    "vllm:max_num_batched_tokens=40",
+    "vllm:order=priority,watermark=0.2",
+    *(
+        f"slai:token_budget=16,variant={variant}"
+        for variant in ("fcfs_fixed", "spf_fixed", "spf_dynamic", "spf_dynamic_user_priority")
+    ),
+    "rad-like:tile=4,token_budget=24",
+    "edf:max_batch=4",
+    "priority-pause:max_batch=4,max_pause_steps=3",
+    "priority-pause:max_batch=3,reserved_rows=2,max_pause_steps=0,order=fcfs",
 ]
 
 targets = st.one_of(st.none(), st.sampled_from([15.0, 50.0, 100.0, 120.0, 250.0, 3000.0]))
