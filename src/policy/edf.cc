@@ -9,6 +9,8 @@
 //  * Prompts run whole beside decodes. The first one that finds no room in the step or in KV closes
 //    the door for all without KV on the device behind it, or it could wait for ever.
 //  * KV is taken from the tasks whose token is due last, by a swap or, with the host full, a drop.
+//    A task that lost its KV comes back only when there is room, or two tasks that do not fit
+//    beside each other would take it from each other for every token.
 #include <algorithm>
 #include <set>
 
@@ -92,9 +94,13 @@ StepPlan Edf::plan(const View& view) {
     const bool open = walk == &order_;
     if (!open && task.kv != KvState::device) continue;
     const bool on_host = task.kv == KvState::host;
+    const bool comes_back = task.kv != KvState::device && task.produced > 0;
     const int32_t tokens = task.ready_to_decode() ? 1 : step.whole_prefill(entry.slot);
     const int32_t blocks = step.growth(entry.slot, tokens) + (on_host ? task.blocks : 0);
-    if (tokens > 0 && make_room(blocks, entry)) {
+    const auto fits = [&] {
+      return comes_back ? blocks <= step.free_blocks() : make_room(blocks, entry);
+    };
+    if (tokens > 0 && fits()) {
       if (on_host) step.swap_in(entry.slot);
       if (task.ready_to_decode()) {
         step.decode(entry.slot);
