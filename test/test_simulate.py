@@ -39,6 +39,8 @@ def test_two_tasks_under_orca_by_hand(event_log: bool) -> None:
     assert run.columns["tokens"].tolist() == [3, 2]
     tasks = run.task_metrics()
     np.testing.assert_allclose(tasks.tpot, [0.0225, 0.010])
+    # Task 1 is due at 85 and 95.001 ms: early by 10 and 10.001.
+    np.testing.assert_allclose(tasks.max_lateness, [np.nan, -0.010])
     assert tasks.reason.tolist() == ["stop", "stop"]  # at its true length a task ends by itself
     assert tasks.met.tolist() == [False, True]  # 75 ms > 70; TTFT 40 <= 50
     found = run.metrics
@@ -79,7 +81,7 @@ def test_metrics_from_columns_agree_with_those_from_the_event_log() -> None:
     )
     assert logged.log is not None and columns.log is None
     exact = ("attainment", "utility", "goodput", "makespan_s", "ttft_ms", "tpot_ms", "e2el_ms")
-    for key in (*exact, "classes", "finish", "output_tokens", "met", "steps"):
+    for key in (*exact, "classes", "finish", "output_tokens", "met", "steps", "smooth"):
         assert columns.metrics[key] == logged.metrics[key], key
     assert columns.metrics["prefill_share"] == pytest.approx(logged.metrics["prefill_share"])
     for key, value in logged.metrics["itl_ms"].items():

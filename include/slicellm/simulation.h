@@ -33,7 +33,8 @@ struct SimMachine {
 std::shared_ptr<Executor> make_sim_executor(std::unique_ptr<LatencyModel> truth,
                                             const SimMachine& machine);
 
-// Tasks of a simulated run that are alike but for arrival and lengths.
+// Tasks of a simulated run that are alike but for arrival and lengths. Policies see classes of one
+// name as one class, as they do in an engine.
 struct SimClass {
   std::string name = "default";
   Slo slo;
@@ -54,6 +55,8 @@ struct SimTask {
 // is no token.
 struct SimTaskResults {
   std::vector<double> arrival, first_token, last_token, finish, max_gap;
+  std::vector<double> max_lateness;  // over tokens i: t_i - (arrival + ttft + i * tpot), NaN
+                                     // unless the class has both targets
   std::vector<int32_t> tokens;
   std::vector<uint8_t> reason;  // FinishReason
 };

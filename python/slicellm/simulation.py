@@ -36,7 +36,16 @@ from .bench.workload import Workload, load_workload
 DEFAULT_PROFILE = "rtx4060ti-chatglm2-6b-int4"
 LOGGED = 10_000  # runs up to so many tasks keep their event log
 REAL_TIME = ("plan_us", "plan_share", "overhead_us", "wall_s")  # metrics measured in real time
-_COLUMNS = ("arrival", "first_token", "last_token", "finish", "max_gap", "tokens", "reason")
+_COLUMNS = (
+    "arrival",
+    "first_token",
+    "last_token",
+    "finish",
+    "max_gap",
+    "max_lateness",
+    "tokens",
+    "reason",
+)
 
 Tasks = Union[str, Workload, TaskColumns, Sequence[WorkloadTask]]
 
@@ -48,8 +57,8 @@ class Simulation:
     Attributes:
         tasks: what the tasks were.
         columns: what became of them, one entry a task: arrival, first_token, last_token, finish,
-            max_gap (s of virtual time, NaN without tokens), tokens, reason (place in
-            eventlog.REASONS + 1).
+            max_gap, max_lateness (s of virtual time, NaN without tokens), tokens, reason (place
+            in eventlog.REASONS + 1).
         metrics: those of the result file (`benchmark --save-result`), and wall_s.
         log, steps: event log and step records; None for runs without them.
         latency_json: what the policy came to believe of step times.

@@ -68,6 +68,7 @@ py::dict result_dict(const SimResult& result, const std::vector<double>& percent
   d["last_token"] = to_array(t.last_token);
   d["finish"] = to_array(t.finish);
   d["max_gap"] = to_array(t.max_gap);
+  d["max_lateness"] = to_array(t.max_lateness);
   d["tokens"] = to_array(t.tokens);
   d["reason"] = to_array(t.reason);
   d["gaps"] = sketch_dict(result.gaps, percentiles);

@@ -1,6 +1,8 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <map>
+#include <string_view>
 #include <utility>
 
 #include "engine/loop.h"
@@ -28,11 +30,17 @@ class Simulation {
         clock_(make_virtual_clock()),
         loop_(std::move(executor), std::move(policy), std::move(belief), clock_, engine_options_) {
     SimTaskResults& t = result_.tasks;
-    for (auto* column : {&t.arrival, &t.first_token, &t.last_token, &t.finish, &t.max_gap}) {
+    for (auto* column :
+         {&t.arrival, &t.first_token, &t.last_token, &t.finish, &t.max_gap, &t.max_lateness}) {
       column->assign(tasks.size(), kNan);
     }
     t.tokens.assign(tasks.size(), 0);
     t.reason.assign(tasks.size(), static_cast<uint8_t>(FinishReason::none));
+    std::map<std::string_view, int32_t> numbers;
+    for (const SimClass& c : classes) {
+      class_ids_.push_back(
+          numbers.emplace(c.name, static_cast<int32_t>(numbers.size())).first->second);
+    }
   }
 
   SimResult run() {
@@ -86,7 +94,7 @@ class Simulation {
     last_arrival_ = arrival;
     ++next_;
     loop_.enqueue(std::make_unique<TaskState>(std::move(spec), static_cast<TaskId>(next_),
-                                              task.class_id, arrival, kNoTokenBytes));
+                                              class_ids_[task.class_id], arrival, kNoTokenBytes));
     result_.most_live = std::max(result_.most_live, static_cast<int32_t>(next_ - ended_));
   }
 
@@ -116,6 +124,10 @@ class Simulation {
         t.arrival[i] = e.t;
         break;
       case EventKind::token:
+        if (const Slo& slo = classes_[tasks_[i].class_id].slo; slo.ttft && slo.tpot) {
+          const double due = t.arrival[i] + *slo.ttft + t.tokens[i] * *slo.tpot;
+          t.max_lateness[i] = std::fmax(t.max_lateness[i], e.t - due);
+        }
         if (t.tokens[i]++ == 0) {
           t.first_token[i] = e.t;
         } else {
@@ -156,6 +168,7 @@ class Simulation {
   const SimOptions& options_;
   const std::span<const SimClass> classes_;
   const std::span<const SimTask> tasks_;
+  std::vector<int32_t> class_ids_;  // as an engine numbers them: same name, same number
   const EngineOptions engine_options_;
   const std::shared_ptr<Clock> clock_;
   Loop loop_;

@@ -56,8 +56,8 @@ class Declarations:
 
 @dataclass(frozen=True)
 class TaskMetrics:
-    """One entry a task; NaN where undefined. Times in seconds. What needs every token (p99_itl,
-    max_lateness and the last three fields) is undefined or empty without an event log."""
+    """One entry a task; NaN where undefined. Times in seconds. What needs every token (p99_itl and
+    the last three fields) is undefined or empty without an event log."""
 
     declared: Declarations
     arrival: Floats
@@ -214,7 +214,7 @@ def column_metrics(tasks: TaskColumns, result: Mapping[str, npt.NDArray[Any]]) -
             e2el=e2el,
             max_itl=np.asarray(result["max_gap"], dtype=np.float64),
             p99_itl=np.full(n, np.nan),
-            max_lateness=np.full(n, np.nan),
+            max_lateness=np.asarray(result["max_lateness"], dtype=np.float64),
             reason=reasons,
             normal=np.isin(reasons, NORMAL),
             end=result["finish"] - arrival,
