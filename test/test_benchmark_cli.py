@@ -243,7 +243,8 @@ def test_help_names_every_flag_and_gives_examples(capsys: pytest.CaptureFixture[
         "--request-rate --burstiness --max-concurrency --num-prompts --seed --dataset-name "
         "--dataset-path --goodput --save-result --metric-percentiles --policy --executor "
         "--workload --tasks --capacity --bound --plot --event-log --load --seeds --slo-scale "
-        "--slo-class"
+        "--slo-class --latency-profile --rates --loads --uniform --ramp --prompt-length "
+        "--output-length --utility"
     )
     for flag in flags.split():
         assert f"{flag} " in text or f"{flag}," in text or f"{flag}\n" in text, flag
@@ -292,14 +293,12 @@ MODEL = "-p model.flm"
         (f"{MODEL} --policy slice:speed=3", "speed"),
         (f"{MODEL} --policy slice:ratio=nan", "ratio"),
         (f"{MODEL} --executor cuda", "no CUDA"),
-        (f"{MODEL} --executor sim", "simulator"),
         (f"{MODEL} --executor tpu", "--executor"),
-        (f"{MODEL} --bound", "simulator"),
-        (f"{MODEL} --capacity 0.9", "simulator"),
+        (f"{MODEL} --bound", "--bound"),
         (f"{MODEL} --workload office", "office"),
         (f"{MODEL} --workload tiers", "--dataset-path"),
         (f"{MODEL} --dataset-path none.csv", "none.csv"),
-        (f"{MODEL} --slo-class a:ttft_ms=1", "--slo-class"),
+        (f"{MODEL} --slo-class a:ttft_ms=1", "--prompt-length"),
         (f"{MODEL} -f none.txt", "none.txt"),
         (f"{MODEL} -f empty.txt", "not empty"),
         (f"{MODEL} -f latin1.txt", "UTF-8"),

@@ -24,11 +24,11 @@ from typing import Any
 import edge_report
 
 from slicellm._core import LatencyModel
-from slicellm.bench import metrics, report
-from slicellm.bench.runner import Runner
+from slicellm.bench import report
+from slicellm.bench.machine import ModelMachine, Wanted
 from slicellm.bench.scenario import Scenario, make_scenario, read_source
 from slicellm.calibration import latency_model
-from slicellm.cli import benchmark_flags
+from slicellm.cli import benchmark_flags, workload_flags
 from slicellm.model import Model
 
 HERE = Path(__file__).resolve().parent
@@ -76,7 +76,7 @@ def scenario_at(load: float, tasks: int, latency: LatencyModel) -> Scenario:
     """`edge` at a multiple of saturation, as `benchmark --load` makes it."""
     flags = ["-p", "model", "--load", f"{load}", "--total-tasks", f"{tasks}"]
     args = benchmark_flags.build_parser().parse_args(flags)
-    return make_scenario(args, read_source(args), lambda text: [], latency)
+    return make_scenario(args, read_source(args), latency, max_rows=64)
 
 
 def run_cells(args: argparse.Namespace) -> None:
@@ -84,9 +84,7 @@ def run_cells(args: argparse.Namespace) -> None:
     model = Model(args.path, threads=args.threads)
     setup = prepare(args.results, model, args.tasks)
     latency = LatencyModel.from_json(setup["latency"])
-    runner = Runner(model.core, setup["latency"])
-    vocabulary, ends = model.spec["vocab"], model.spec["eos_ids"]
-    warm = False
+    machine = ModelMachine(model, latency)
     grid = [(s, load, p) for s in args.seeds for load in args.loads for p in args.policy]
     left = sum(not cell_path(args.results, load, s, p).exists() for s, load, p in grid)
     # Every cell has the same work, which at saturation and above takes at least tasks / saturation.
@@ -95,17 +93,12 @@ def run_cells(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         for load in args.loads:
             scenario = scenario_at(load, args.tasks, latency)
-            tasks = scenario.tasks(seed)
-            prompts = scenario.prompts(tasks, seed, vocabulary, ends)
+            tasks = scenario.columns(seed)
             for policy in args.policy:
                 path = cell_path(args.results, load, seed, policy)
                 if path.exists():
                     continue
-                if not warm:
-                    runner.warm_up(prompts[0])
-                    warm = True
-                run = runner.run(policy, tasks, prompts)
-                result = metrics.compute(run.log, run.steps)
+                result = machine.run(policy, tasks, seed, 0, Wanted(), None).metrics
                 config = {
                     "workload": "edge",
                     "load": load,
@@ -135,8 +128,8 @@ def main() -> None:
     parser.add_argument("-p", "--path", help="the model")
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("--tasks", type=int, default=40, help="tasks a cell (default 40)")
-    parser.add_argument("--loads", type=benchmark_flags.listed(float), default=list(LOADS))
-    parser.add_argument("--seeds", type=benchmark_flags.listed(int), default=list(SEEDS))
+    parser.add_argument("--loads", type=workload_flags.listed(float), default=list(LOADS))
+    parser.add_argument("--seeds", type=workload_flags.listed(int), default=list(SEEDS))
     parser.add_argument("--policy", type=benchmark_flags.split_policies, default=list(POLICIES))
     parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "edge")
     parser.add_argument("--report", action="store_true", help="only summary and figure, no runs")

@@ -414,6 +414,7 @@ def simulate(policy: str | Policy, truth: LatencyModel, belief: LatencyModel,
     """Runs tasks in virtual time under `policy`, to their end, on the calling thread. A step takes
     what `truth` predicts times exp(jitter * N(0, 1)); the policy is shown `belief`. By task:
     arrival, first_token, last_token, finish, max_gap, max_lateness (s, NaN without tokens), tokens,
-    reason (number of the FinishReason). Besides gaps and plan_seconds (count, mean, max, percentiles),
-    num_steps, busy_seconds, prefill_seconds, end, most_live, latency_json, policy_state, and with
-    record_events also events and steps as the engine's drain_* give them; ids are number + 1."""
+    reason (number of the FinishReason). Besides gaps and plan_seconds (count, mean, max,
+    percentiles), num_steps, busy_seconds, prefill_seconds, end, most_live, latency_json,
+    policy_state, and with record_events also events and steps as the engine's drain_* give them;
+    ids are number + 1."""

@@ -51,6 +51,29 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """A rate that goes linearly from `first` to `last` tasks/s while n tasks arrive: gaps of a
+    gamma process (see Gamma) on the clock of the expected number of arrivals. The last task arrives
+    at n / rate."""
+
+    first: float
+    last: float
+    burstiness: float = 1.0
+
+    @property
+    def rate(self) -> float:
+        """Tasks/s over the whole run."""
+        return (self.first + self.last) / 2
+
+    def times(self, n: int, rng: np.random.Generator) -> Times:
+        # `expected` tasks have arrived by t where first * t + slope * t^2 / 2 = expected.
+        expected = Gamma(1.0, self.burstiness).times(n, rng)
+        slope = (self.last - self.first) * self.rate / max(n, 1)
+        root = np.sqrt(np.maximum(self.first**2 + 2 * slope * expected, 0.0))
+        return 2 * expected / np.maximum(self.first + root, 1e-300)
+
+
+@dataclass(frozen=True)
 class Intervals:
     """Given gaps in seconds after each task, repeated; the first task arrives at 0."""
 
@@ -88,13 +111,23 @@ class AtOnce:
         return np.zeros(n)
 
 
-PROCESSES = ("poisson", "gamma", "uniform", "intervals", "at_once")
+PROCESSES = ("poisson", "gamma", "uniform", "ramp", "intervals", "at_once")
+
+
+def parse_ramp(field: str, value: object) -> tuple[float, float]:
+    """Two rates in tasks/s, not both 0."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise checks.invalid(field, value, "two rates [first, last] in tasks/s")
+    first, last = (checks.number(field, rate, 0, MAX_RATE) for rate in value)
+    if first == last == 0:
+        raise checks.invalid(field, value, "a rate above 0 among them")
+    return first, last
 
 
 def parse_arrivals(spec: Mapping[str, Any], rate: float) -> Arrivals:
     """The process that a workload file names; `rate` in tasks/s is what the run decided on."""
     field = "workload: arrivals"
-    checks.known_keys(field, spec, ("process", "rate", "burstiness", "gaps_s"))
+    checks.known_keys(field, spec, ("process", "rate", "burstiness", "gaps_s", "rates"))
     process = spec.get("process", "poisson")
     if process in ("poisson", "gamma"):
         default = 1.0 if process == "poisson" else None
@@ -104,6 +137,8 @@ def parse_arrivals(spec: Mapping[str, Any], rate: float) -> Arrivals:
         return Gamma(rate, shape)
     if process == "uniform":
         return Uniform(rate)
+    if process == "ramp":
+        return Ramp(*parse_ramp(f"{field}.rates", spec.get("rates")))
     if process == "at_once":
         return AtOnce()
     if process == "intervals":

@@ -96,6 +96,31 @@ def parse_lengths(field: str, spec: object) -> Lengths:
     raise checks.invalid(field, kind, "one of fixed, uniform, lognormal")
 
 
+_NUMBERS = {"fixed": 1, "uniform": 2, "lognormal": 4}
+
+
+def parse_lengths_text(flag: str, text: str) -> Lengths | None:
+    """`fixed:N`, `uniform:LOW:HIGH`, `lognormal:MU:SIGMA:LOW:HIGH`, or `trace`, which is None."""
+    kind, *values = text.split(":")
+    if kind == "trace" and not values:
+        return None
+    if len(values) != _NUMBERS.get(kind):
+        expected = "fixed:N, uniform:LOW:HIGH, lognormal:MU:SIGMA:LOW:HIGH or trace"
+        raise checks.invalid(flag, text, expected)
+    numbers = []
+    for value in values:
+        try:
+            numbers.append(float(value))
+        except ValueError:
+            raise checks.invalid(f"{flag} {kind}", value, "a number") from None
+    spec: Any = numbers
+    if kind == "fixed":
+        spec = numbers[0]
+    elif kind == "lognormal":
+        spec = {"mu": numbers[0], "sigma": numbers[1], "clip": numbers[2:]}
+    return parse_lengths(flag, {kind: spec})
+
+
 @dataclass(frozen=True)
 class Trace:
     """Columns of recorded requests; `arrived_at` is absent in traces of lengths only."""

@@ -3,7 +3,7 @@ against its deadline. Needs matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,6 +172,42 @@ def save(
 ) -> None:
     """Writes the figure; the format follows the name (.png, .svg, .pdf)."""
     draw(results, logs, title).savefig(path, dpi=150)
+
+
+def save_sweep(
+    path: str,
+    rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any] | None]],
+    title: str,
+) -> None:
+    """Attainment and utility over load, a curve a policy; whiskers: the spread over seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=9)
+    loads = [config["load"] for config, _, _ in rows]
+    for axes, key in zip(figure.subplots(1, 2, sharey=True), ("attainment", "utility")):
+        for k, policy in enumerate(rows[0][1]):
+            spread = [0.0 if s is None else 100 * s[policy][key] for _, _, s in rows]
+            axes.errorbar(
+                loads,
+                [100 * results[policy][key] for _, results, _ in rows],
+                spread,
+                marker="o",
+                markersize=4,
+                capsize=2,
+                color=_COLOURS[k % len(_COLOURS)],
+                label=policy,
+            )
+        axes.set_title("SLO attainment" if key == "attainment" else "utility")
+        axes.set_xlabel("load, x saturation")
+        axes.set_ylim(0, 103)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#eeeeee")
+    figure.axes[0].set_ylabel("% of submitted")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
 
 
 def missing() -> str | None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slicellm.bench import checks
+from slicellm.bench.capacity import Capacity, Tried
 from slicellm.bench.eventlog import EventLog
 from slicellm.bench.task_metrics import task_metrics
 
@@ -87,6 +88,74 @@ def overall_table(results: Results, title: str, spread: Results | None = None) -
             policy, *(_cell(metrics, deviations, path, form) for _, path, form in _COLUMNS)
         )
     return table
+
+
+def sweep_table(
+    rows: Sequence[tuple[Mapping[str, Any], Results, Results | None]], title: str
+) -> Table:
+    """One row a rate and policy: configuration, metrics and their spread over seeds."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    columns = [c for c in _COLUMNS if c[1] not in ("prefill_share", "plan_us/p99", "e2el_ms/p99")]
+    for heading in ("tasks/s", "load"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("policy", no_wrap=True)
+    for heading, _, _ in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for config, results, spread in rows:
+        for i, (policy, metrics) in enumerate(results.items()):
+            place = [_number(config["rate"]), _number(config["load"])] if i == 0 else ["", ""]
+            deviations = None if spread is None else spread[policy]
+            cells = (_cell(metrics, deviations, path, form) for _, path, form in columns)
+            table.add_row(*place, policy, *cells)
+        table.add_section()
+    return table
+
+
+def capacity_table(found: Mapping[str, Capacity], saturation: float, tasks: int) -> Table:
+    """One row a policy: the highest rate that meets the target, and the next that does not."""
+    target = next(iter(found.values())).target
+    table = Table(title=f"capacity at {_percent(target)} met", title_justify="left")
+    table.add_column("policy", overflow="fold")
+    for heading in ("tasks/s", "x saturation", "met there (95 % confidence)", "next rate", "met"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for policy, c in found.items():
+        at = ["none", "-", "-"]
+        if c.met is not None:
+            least = "" if c.missed is not None else "at least "
+            sure = f"{_percent(c.met.attainment)} ± {_percent(c.met.half_width(tasks))}"
+            at = [f"{least}{_number(c.met.rate)}", f"{c.met.rate / saturation:.2f}", sure]
+        above = ["-", "-"]
+        if c.missed is not None:
+            above = [_number(c.missed.rate), _percent(c.missed.attainment)]
+        table.add_row(policy, *at, *above)
+    return table
+
+
+def capacity_object(
+    found: Mapping[str, Capacity], saturation: float, tasks: int
+) -> dict[str, dict[str, Any]]:
+    """The capacities for the result file."""
+
+    def tried(t: Tried | None) -> dict[str, Any] | None:
+        if t is None:
+            return None
+        return {
+            "rate": t.rate,
+            "load": t.rate / saturation,
+            "attainment": t.attainment,
+            "half_width": t.half_width(tasks),
+            "attainments": list(t.attainments),
+        }
+
+    return {
+        policy: {
+            "target": c.target,
+            "met": tried(c.met),
+            "missed": tried(c.missed),
+            "rates_tried": c.rates_tried,
+        }
+        for policy, c in found.items()
+    }
 
 
 def class_table(results: Results, spread: Results | None = None) -> Table:

@@ -10,16 +10,27 @@ from typing import Protocol
 import numpy as np
 
 from slicellm.bench import checks, taskfile
-from slicellm.bench.arrivals import Arrivals, AtOnce, Gamma, Intervals, Recorded, parse_arrivals
-from slicellm.bench.lengths import read_trace
+from slicellm.bench.arrivals import (
+    MAX_RATE,
+    Arrivals,
+    AtOnce,
+    Gamma,
+    Intervals,
+    Ramp,
+    Recorded,
+    Uniform,
+    parse_arrivals,
+)
+from slicellm.bench.lengths import parse_lengths_text, read_trace
 from slicellm.bench.saturation import SAMPLE, Latency, OfferedWork, offered_work
 from slicellm.bench.tasks import Counts, TaskColumns, WorkloadTask
 from slicellm.bench.workload import (
+    LengthField,
     Workload,
+    class_workload,
     generator,
     load_workload,
     parse_slo_class,
-    prompt_ids,
     trace_workload,
 )
 
@@ -40,9 +51,12 @@ class Source(Protocol):
     def lengths(self) -> tuple[Counts, Counts]:
         """Prompt and output lengths that stand for the source."""
 
-    def arrivals(self, rate: float | None, random: bool, saturation: float) -> Arrivals:
-        """The source's own arrivals. `rate` in tasks/s if one was asked for; `random` if the
-        command line asks for a random process; else the source may fall back on `saturation`."""
+    def own_rate(self) -> float | None:
+        """The rate in tasks/s that the source itself names."""
+
+    def arrivals(self, rate: float | None, saturation: float) -> Arrivals:
+        """The source's own arrivals. `rate` in tasks/s if one was asked for; else the source may
+        fall back on `saturation`."""
 
     def columns(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float) -> TaskColumns:
         """n tasks, by arrival."""
@@ -64,17 +78,19 @@ class GeneratedTasks:
         _, prompts, outputs = self.workload.lengths(SAMPLE, seed=0)
         return prompts, outputs
 
-    def arrivals(self, rate: float | None, random: bool, saturation: float) -> Arrivals:
+    def own_rate(self) -> float | None:
+        rate = self.workload.arrivals.get("rate")
+        return (
+            None
+            if rate is None
+            else checks.number("workload: arrivals.rate", rate, 0, MAX_RATE, above=True)
+        )
+
+    def arrivals(self, rate: float | None, saturation: float) -> Arrivals:
         trace = self.workload.trace
-        if trace is not None and trace.arrived_at is not None and not random:
+        if trace is not None and trace.arrived_at is not None:
             return Recorded(tuple(trace.arrived_at), rate)
-        if rate is None and self.workload.arrivals.get("rate") is not None:
-            rate = checks.number(
-                "workload: arrivals.rate", self.workload.arrivals["rate"], 0, 1e6, above=True
-            )
-        if random:
-            return Gamma(rate or saturation)
-        return parse_arrivals(self.workload.arrivals, rate or saturation)
+        return parse_arrivals(self.workload.arrivals, rate or self.own_rate() or saturation)
 
     def columns(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float) -> TaskColumns:
         return self.workload.columns(n, seed, arrivals, slo_scale)
@@ -100,12 +116,13 @@ class FileTasks:
             np.array([t.output_tokens or t.max_tokens for t in self.given]),
         )
 
-    def arrivals(self, rate: float | None, random: bool, saturation: float) -> Arrivals:
-        if self.recorded and not random:
+    def own_rate(self) -> float | None:
+        return None
+
+    def arrivals(self, rate: float | None, saturation: float) -> Arrivals:
+        if self.recorded:
             return Recorded(tuple(t.arrival_s for t in self.given), rate)
-        if random or rate is not None:
-            return Gamma(rate or saturation)
-        return AtOnce()
+        return AtOnce() if rate is None else Gamma(rate)
 
     def columns(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float) -> TaskColumns:
         times = arrivals.times(n, generator(seed, "arrivals"))
@@ -128,25 +145,42 @@ def read_source(args: argparse.Namespace) -> Source:
             given, recorded = taskfile.read_tasks(name, json_lines=True if args.tasks else None)
         if args.limit:
             given = taskfile.capped(given, args.limit)
+        given = [replace(t, utility=args.utility.get(t.class_name, t.utility)) for t in given]
         return FileTasks(name, tuple(given), recorded)
-    trace = read_trace(args.dataset_path) if args.dataset_path else None
-    if args.workload is None and trace is not None:
-        workload = trace_workload(trace, [parse_slo_class(text) for text in args.slo_class])
-    else:
-        workload = load_workload(args.workload or "edge", trace)
+    workload = _read_workload(args).with_utility(args.utility)
     return GeneratedTasks(workload.capped(args.limit) if args.limit else workload)
 
 
-def encoded(source: Source, encode: Encode) -> tuple[Source, dict[str, list[int]]]:
-    """The source with the lengths of its texts filled in, and the token ids of each text."""
+def _read_workload(args: argparse.Namespace) -> Workload:
+    trace = read_trace(args.dataset_path) if args.dataset_path else None
+    if args.slo_class:
+        workload = class_workload([parse_slo_class(text) for text in args.slo_class], trace)
+    elif args.workload is None and trace is not None:
+        workload = trace_workload(trace)
+    else:
+        workload = load_workload(args.workload or "edge", trace)
+    fields: tuple[tuple[LengthField, str | None], ...] = (
+        ("prompt_tokens", args.prompt_length),
+        ("output_tokens", args.output_length),
+    )
+    for field, text in fields:
+        flag = f"--{field.partition('_')[0]}-length"
+        if text is not None:
+            workload = workload.with_lengths(field, parse_lengths_text(flag, text))
+        elif trace is None and any(getattr(c, field) is None for c in workload.classes):
+            raise checks.invalid(flag, "none", "lengths for --slo-class, or --dataset-path")
+    return workload
+
+
+def encoded(source: Source, encode: Encode) -> Source:
+    """The source with the lengths of its texts filled in."""
     if not isinstance(source, FileTasks):
-        return source, {}
-    ids = {t.prompt: list(encode(t.prompt)) for t in source.given if t.prompt is not None}
+        return source
     given = tuple(
-        t if t.prompt is None else replace(t, prompt_tokens=len(ids[t.prompt]))
+        t if t.prompt is None else replace(t, prompt_tokens=len(encode(t.prompt)))
         for t in source.given
     )
-    return replace(source, given=given), ids
+    return replace(source, given=given)
 
 
 @dataclass(frozen=True)
@@ -154,7 +188,6 @@ class Scenario:
     """What every policy of a comparison is given."""
 
     source: Source
-    texts: dict[str, list[int]]
     count: int
     arrivals: Arrivals
     rate: float | None  # tasks/s offered; None where arrivals are not a matter of rate
@@ -164,20 +197,6 @@ class Scenario:
 
     def columns(self, seed: int) -> TaskColumns:
         return self.source.columns(self.count, seed, self.arrivals, self.slo_scale)
-
-    def tasks(self, seed: int) -> list[WorkloadTask]:
-        return self.columns(seed).tasks()
-
-    def prompts(
-        self, tasks: Sequence[WorkloadTask], seed: int, vocabulary: int, avoid: Sequence[int]
-    ) -> list[list[int]]:
-        """Token ids of each task's prompt."""
-        return [
-            self.texts[task.prompt]
-            if task.prompt is not None
-            else prompt_ids(i, task.prompt_tokens, seed, vocabulary, avoid)
-            for i, task in enumerate(tasks)
-        ]
 
     def headline(self) -> str:
         """Tasks, rate and targets in one line."""
@@ -202,43 +221,35 @@ class Scenario:
 
 
 def make_scenario(
-    args: argparse.Namespace, source: Source, encode: Encode, latency: Latency
+    args: argparse.Namespace, source: Source, latency: Latency, max_rows: int
 ) -> Scenario:
-    """Decides on rate, arrivals and targets from the flags and the machine's latency model."""
-    source, texts = encoded(source, encode)
-    work = offered_work(*source.lengths(), latency, args.batch)
+    """Decides on rate, arrivals and targets from the flags and the machine's latency model; the
+    source's prompts have lengths."""
+    work = offered_work(*source.lengths(), latency, max_rows)
     scale = source.default_slo_scale if args.slo_scale is None else args.slo_scale
     slo_scale = work.slo_scale if scale is None or scale == "auto" else float(scale)
     count = args.total_tasks or args.concurrent or source.default_tasks
-    rate = args.rate if args.load is None else args.load * work.saturation
     in_flight = args.max_concurrency or 0
-    arrivals: Arrivals
-    if args.intervals is not None:
-        arrivals = Intervals(tuple(args.intervals))
-    elif args.concurrent or args.max_concurrency:
-        arrivals = AtOnce()
-        if args.concurrent and count > args.concurrent:
-            in_flight = args.concurrent
-    else:
-        # The demonstration set's own arrivals are a Poisson draw: only a rate replaces them.
-        random = args.burstiness is not None or (
-            args.poisson and not (args.test_mode and rate is None)
-        )
-        arrivals = source.arrivals(rate, random, work.saturation)
-        if isinstance(arrivals, Gamma) and args.burstiness is not None:
-            arrivals = replace(arrivals, burstiness=args.burstiness)
+    if args.concurrent and count > args.concurrent:
+        in_flight = args.concurrent
+    arrivals = _arrivals(args, source, work.saturation)
     offered = getattr(arrivals, "rate", None)
-    return Scenario(source, texts, count, arrivals, offered, in_flight, slo_scale, work)
+    return Scenario(source, count, arrivals, offered, in_flight, slo_scale, work)
 
 
-def check_lengths(tasks: Sequence[WorkloadTask], max_context: int) -> None:
-    """Refuses a run in which a task can never fit, before it starts."""
-    for i, task in enumerate(tasks):
-        if task.prompt_tokens < 1:
-            raise checks.invalid(f"task {i}", "a prompt of no tokens", "at least one")
-        if task.prompt_tokens + task.max_tokens > max_context:
-            raise checks.invalid(
-                f"task {i}",
-                f"a prompt of {task.prompt_tokens} and {task.max_tokens} new tokens",
-                f"at most {max_context} together, the model's context (-l caps new tokens)",
-            )
+def _arrivals(args: argparse.Namespace, source: Source, saturation: float) -> Arrivals:
+    if args.intervals is not None:
+        return Intervals(tuple(args.intervals))
+    if args.concurrent or args.max_concurrency:
+        return AtOnce()
+    rate = args.rate if args.load is None else args.load * saturation
+    if args.ramp is not None:
+        first, last = (r.value * (saturation if r.is_load else 1.0) for r in args.ramp)
+        return Ramp(first, last, args.burstiness or 1.0)
+    if args.uniform:
+        return Uniform(rate or source.own_rate() or saturation)
+    # The demonstration set's own arrivals are a Poisson draw: only a rate replaces them.
+    random = args.poisson and not (args.test_mode and rate is None)
+    if random or args.burstiness is not None:
+        return Gamma(rate or source.own_rate() or saturation, args.burstiness or 1.0)
+    return source.arrivals(rate, saturation)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from slicellm.bench.lengths import (
 from slicellm.bench.tasks import Counts, Kind, Slo, TaskColumns
 
 BUILT_IN = ("edge", "tiers")
+LengthField = Literal["prompt_tokens", "output_tokens"]
 _PARTS = (
     "arrivals",
     "classes",
@@ -123,6 +124,34 @@ class Workload:
             classes=tuple(replace(c, max_tokens=min(c.max_tokens, limit)) for c in self.classes),
         )
 
+    def with_lengths(self, field: LengthField, lengths: Lengths | None) -> Workload:
+        """The same workload with other prompt or output lengths in every class; None = the
+        trace's. Outputs still end at their class's max_tokens."""
+        if lengths is None and self.trace is None:
+            raise checks.invalid(field, "trace", "a trace beside it (--dataset-path)")
+        return replace(
+            self,
+            classes=tuple(
+                replace(c, prompt_tokens=lengths)
+                if field == "prompt_tokens"
+                else replace(c, output_tokens=lengths)
+                for c in self.classes
+            ),
+        )
+
+    def with_utility(self, utilities: Mapping[str, float]) -> Workload:
+        """The same workload with the utility of some classes replaced, by name."""
+        names = [c.name for c in self.classes]
+        for name in utilities:
+            if name not in names:
+                raise checks.invalid("--utility", name, f"one of {', '.join(names)}")
+        return replace(
+            self,
+            classes=tuple(
+                replace(c, utility=utilities.get(c.name, c.utility)) for c in self.classes
+            ),
+        )
+
 
 def prompt_ids(
     task: int, length: int, seed: int, vocabulary: int, avoid: Sequence[int]
@@ -177,8 +206,14 @@ def _parse_class(i: int, spec: object, traced: bool) -> TaskClass:
     )
 
 
+def _check_names(names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise checks.invalid("workload: classes", ", ".join(names), "names that differ")
+
+
 def parse_workload(text: str, trace: Trace | None = None) -> Workload:
-    """A workload from its JSON text. With `lengths.trace` in it, `trace` is that file's content."""
+    """A workload from its JSON text. With `lengths.trace` in it, `trace` is that file's content;
+    else a trace gives arrivals, where it has them."""
     try:
         spec = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -202,11 +237,9 @@ def parse_workload(text: str, trace: Trace | None = None) -> Workload:
     if not isinstance(classes, list) or not classes:
         raise checks.invalid("workload: classes", classes, "a list of at least one class")
     parsed = tuple(_parse_class(i, c, traced) for i, c in enumerate(classes))
-    names = [c.name for c in parsed]
-    if len(set(names)) < len(names):
-        raise checks.invalid("workload: classes", ", ".join(names), "names that differ")
+    _check_names([c.name for c in parsed])
     arrivals = checks.mapping("workload: arrivals", body.get("arrivals", {"process": "poisson"}))
-    return Workload(name, parsed, arrivals, trace if traced else None)
+    return Workload(name, parsed, arrivals, trace)
 
 
 def load_workload(name_or_path: str, trace: Trace | None = None) -> Workload:
@@ -221,20 +254,37 @@ def load_workload(name_or_path: str, trace: Trace | None = None) -> Workload:
     return parse_workload(read_text(name_or_path, "--workload"), trace)
 
 
-def trace_workload(trace: Trace, classes: Sequence[TaskClass] = ()) -> Workload:
-    """Tasks with the lengths of a trace; classes are `tiers`' two unless given."""
-    chosen = tuple(classes) or load_workload("tiers", trace).classes
-    return Workload(trace.name, chosen, {"process": "poisson"}, trace)
+def trace_workload(trace: Trace) -> Workload:
+    """Tasks with the lengths of a trace and the classes of `tiers`."""
+    return class_workload(load_workload("tiers", trace).classes, trace)
+
+
+_SLO_CLASS = ("ttft_ms", "tpot_ms", "deadline_ms", "utility", "share")
 
 
 def parse_slo_class(text: str) -> TaskClass:
-    """`NAME:share=0.05,utility=10,ttft_ms=2000,tpot_ms=100,max_tokens=1024`."""
+    """`NAME:TTFT:TPOT:DEADLINE:UTILITY:SHARE` (ms; what is left empty is not declared, or 1), or
+    `NAME:share=0.05,utility=10,ttft_ms=2000,tpot_ms=100,max_tokens=1024`."""
     name, _, rest = text.partition(":")
+    if "=" in rest:
+        pairs = [item.partition("=")[::2] for item in filter(None, rest.split(","))]
+    else:
+        values = rest.split(":")
+        if len(values) > len(_SLO_CLASS):
+            raise checks.invalid("--slo-class", text, "NAME:TTFT:TPOT:DEADLINE:UTILITY:SHARE")
+        pairs = [(key, value) for key, value in zip(_SLO_CLASS, values) if value]
     spec: dict[str, Any] = {"name": name, "share": 1, "max_tokens": 1024}
-    for item in filter(None, rest.split(",")):
-        key, _, value = item.partition("=")
+    for key, value in pairs:
         try:
             spec[key] = float(value)
         except ValueError:
             raise checks.invalid(f"--slo-class {name}: {key}", value, "a number") from None
     return _parse_class(0, spec, traced=True)
+
+
+def class_workload(classes: Sequence[TaskClass], trace: Trace | None) -> Workload:
+    """A workload of classes from the command line; lengths come from the trace, or are given by
+    `with_lengths`."""
+    _check_names([c.name for c in classes])
+    name = trace.name if trace is not None else ", ".join(c.name for c in classes)
+    return Workload(name, tuple(classes), {"process": "poisson"}, trace)

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__, _core, calibration
+from ..bench import report
 from ..errors import InvalidArgument, make_error, show
-from . import speed
+from . import profiles, speed
 from .common import (
     Parser,
     add_model_flags,
@@ -31,6 +32,8 @@ LLM inference that keeps a promise per request: tools around the engine.
   slicellm calibrate MODEL   measure how long this machine takes for a step of this model
   slicellm bench MODEL       tokens per second at a given batch
   slicellm policies          the scheduling policies and their parameters
+  slicellm profiles          the machines that the simulator can stand for
+  slicellm roofline          such a machine from a data sheet
 
 To run many tasks with objectives under several policies, use `benchmark`; to talk to a model, use
 `ftllm run`.
@@ -51,8 +54,10 @@ The policies believe about time only what is measured here: how long a decode st
 l(b), and what prompts cost. The result is kept per model, types, thread count and CPU (in
 SLICELLM_CACHE, or slicellm/ of XDG_CACHE_HOME or ~/.cache) and corrects itself while serving.
 
-example:
+examples:
   slicellm calibrate model.flm -t 2
+  slicellm calibrate model.flm --refresh --seconds 60 --profile my-box.json
+  benchmark --executor sim --latency-profile my-box.json --slice --poisson
 """
 
 
@@ -77,6 +82,12 @@ def build_parser() -> Parser:
     calibrate.add_argument(
         "--refresh", action="store_true", help="measure again even if it was measured before"
     )
+    calibrate.add_argument(
+        "--profile", metavar="FILE", help="also write a profile of this machine for the simulator"
+    )
+    calibrate.add_argument(
+        "--name", metavar="NAME", help="the profile's name (default: the file's)"
+    )
     info = commands.add_parser("info", help="what a model file holds")
     info.add_argument("model", nargs="?", metavar="MODEL", help="a model file or directory")
     info.add_argument("-p", "--path", metavar="MODEL", help="the same, as a flag")
@@ -85,10 +96,20 @@ def build_parser() -> Parser:
     policies = commands.add_parser("policies", help="scheduling policies and their parameters")
     policies.add_argument("name", nargs="?", metavar="NAME", help="only this one")
     policies.add_argument("--json", action="store_true", help="print JSON")
+    profiles.add_profiles_flags(
+        commands.add_parser("profiles", help="machines that the simulator can stand for")
+    )
+    profiles.add_roofline_flags(
+        commands.add_parser(
+            "roofline", help="a machine from its data sheet", epilog=profiles.ROOFLINE_EPILOG
+        )
+    )
     return parser
 
 
 def calibrate(args: argparse.Namespace) -> None:
+    if args.profile is not None:
+        report.check_writable(args.profile, "--profile")
     model = load_model(args)
     with progress_bar("measuring") as progress:
         latency = calibration.latency_model(model, args.seconds, args.refresh, progress)
@@ -107,6 +128,8 @@ def calibrate(args: argparse.Namespace) -> None:
         rate = f", {1000 * tokens / step:.0f} tokens/s" if step else ""
         console.print(f"prompt of {tokens} tokens: {step:.1f} ms{rate}")
     console.print(f"kept in {calibration.cache_file(model)}", soft_wrap=True)
+    if args.profile is not None:
+        profiles.write_measured(args.profile, model, latency, args.name)
 
 
 def info(args: argparse.Namespace) -> None:
@@ -149,7 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
-    actions = {"bench": speed.run, "calibrate": calibrate, "info": info, "policies": policies}
+    actions = {
+        "bench": speed.run,
+        "calibrate": calibrate,
+        "info": info,
+        "policies": policies,
+        "profiles": profiles.profiles,
+        "roofline": profiles.roofline,
+    }
     return run_command(f"slicellm {args.command}", lambda: actions[args.command](args))
 
 
