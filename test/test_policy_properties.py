@@ -126,6 +126,8 @@ def test_every_task_ends(text: str, divisible: bool, happenings: list, machine: 
 BOUNDED_WAIT = [
     "orca:max_batch=4",
     "fastserve:max_batch=3,starvation_steps=20,starvation_ms=200",
+    "static:batch=4",
+    "ils:max_parallel=3",
     "sarathi",
     "vllm",
     "slai:variant=fcfs_fixed",

@@ -7,9 +7,12 @@
 namespace slicellm {
 
 using TaskId = int64_t;
+constexpr TaskId kNoTask = -1;
 
 // One task's share of a step: `count` tokens of the flat batch, computed on top of `past` tokens
 // whose K and V are already in the cache. count == 1 for a decode row, > 1 for most prefill chunks.
+// Padding is a sequence of kNoTask: computed like any other, its logits too where `sample` is set,
+// but over KV blocks whose contents mean nothing, and no token is drawn from it.
 struct BatchSequence {
   TaskId task = 0;
   int32_t begin = 0;       // first token in Batch::tokens

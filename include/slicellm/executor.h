@@ -31,7 +31,7 @@ struct RowResult {
 };
 
 struct StepResult {
-  std::vector<RowResult> rows;  // one per sequence with `sample`, in batch order
+  std::vector<RowResult> rows;  // one per sequence with `sample` and a task, in batch order
   double duration = 0;          // seconds the step took (KV copies included)
 };
 

@@ -4,6 +4,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
@@ -81,6 +82,18 @@ struct Ending {  // the policy ends a task
   bool operator==(const Ending&) const = default;
 };
 
+// What a static batch computes for nobody. It costs time, rows, tokens and, during the step, KV
+// blocks, like the work of tasks; nothing is drawn from it. The tasks of the batch do not attend to
+// it: their own results are those of a step without padding.
+struct Padding {
+  std::vector<int32_t> rows;     // decode rows past their task's end: tokens in KV of each, >= 1
+  std::vector<int32_t> prompts;  // prompts filled up to the longest: pad tokens of each, >= 1
+
+  bool empty() const { return rows.empty() && prompts.empty(); }
+  int32_t prompt_tokens() const { return std::accumulate(prompts.begin(), prompts.end(), 0); }
+  bool operator==(const Padding&) const = default;
+};
+
 // A policy's proposal for the next step. KV actions run first, in order; then endings; then the
 // step. A task that is not named is paused: it keeps its KV and waits.
 struct StepPlan {
@@ -88,9 +101,10 @@ struct StepPlan {
   std::vector<int32_t> decode;  // slots with ready_to_decode()
   std::vector<KvAction> kv;
   std::vector<Ending> endings;
+  Padding padding;
   double wake_at = std::numeric_limits<double>::infinity();  // when nothing is to run
 
-  bool runs() const { return !prefill.empty() || !decode.empty(); }
+  bool runs() const { return !prefill.empty() || !decode.empty() || !padding.empty(); }
   bool empty() const { return !runs() && kv.empty() && endings.empty(); }
   bool operator==(const StepPlan&) const = default;
 };
@@ -103,9 +117,9 @@ StepFeatures features_of(const StepPlan& plan, const View& view);
 class PlanChecker {
  public:
   // Throws Error(state) that names the rule broken: a slot unused or twice, a decode row not ready
-  // or off the device, a chunk of the wrong size, rows, tokens or blocks beyond the limits, KV
-  // moved from where it is not, an ending that is no refusal, or nothing to run and no time to
-  // wake although tasks are live.
+  // or off the device, a chunk or padding of the wrong size, rows, tokens or blocks beyond the
+  // limits, KV moved from where it is not, an ending that is no refusal, or nothing to run and no
+  // time to wake although tasks are live.
   void check(const StepPlan& plan, const View& view);
 
  private:

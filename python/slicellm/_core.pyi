@@ -300,6 +300,8 @@ class StepPlan:
     decode: Sequence[int]  # slots
     kv: Sequence[tuple[str, int]]  # ("swap_out" | "swap_in" | "drop", slot)
     endings: Sequence[tuple[int, str, str]]  # (slot, "rejected" | "deadline", sentence)
+    padding_rows: Sequence[int]  # decode rows past their task's end: tokens in KV of each
+    padding_prompts: Sequence[int]  # pad tokens of each prompt that is filled up
     wake_at: float
     def __init__(
         self,
@@ -308,6 +310,8 @@ class StepPlan:
         decode: Sequence[int] = (),
         kv: Sequence[tuple[str, int]] = (),
         endings: Sequence[tuple[int, str, str]] = (),
+        padding_rows: Sequence[int] = (),
+        padding_prompts: Sequence[int] = (),
         wake_at: float = ...,
     ) -> None: ...
     def runs(self) -> bool: ...

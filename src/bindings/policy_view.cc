@@ -258,29 +258,41 @@ py::tuple get_endings(const StepPlan& p) {
 }
 py::tuple get_decode(const StepPlan& p) { return py::tuple(py::cast(p.decode)); }
 
+template <std::vector<int32_t> Padding::*list>
+void bind_padding(py::class_<StepPlan>& c, const char* name) {
+  c.def_property(
+      name, [](const StepPlan& p) { return py::tuple(py::cast(p.padding.*list)); },
+      [](StepPlan& p, std::vector<int32_t> tokens) { p.padding.*list = std::move(tokens); });
+}
+
 void bind_step_plan(py::module_& m) {
   py::class_<StepPlan> c(m, "StepPlan",
                          "What a policy wants to run next. Sequences are read as tuples; assign a "
                          "whole sequence to change one.");
-  c.def(
-      py::init([](const std::vector<Chunk>& prefill, std::vector<int32_t> decode,
-                  const std::vector<Action>& kv, const std::vector<End>& endings, double wake_at) {
-        StepPlan p;
-        set_prefill(p, prefill);
-        p.decode = std::move(decode);
-        set_kv(p, kv);
-        set_endings(p, endings);
-        p.wake_at = wake_at;
-        return p;
-      }),
-      py::kw_only(), py::arg("prefill") = py::tuple(), py::arg("decode") = py::tuple(),
-      py::arg("kv") = py::tuple(), py::arg("endings") = py::tuple(),
-      py::arg("wake_at") = std::numeric_limits<double>::infinity());
+  c.def(py::init([](const std::vector<Chunk>& prefill, std::vector<int32_t> decode,
+                    const std::vector<Action>& kv, const std::vector<End>& endings,
+                    std::vector<int32_t> padding_rows, std::vector<int32_t> padding_prompts,
+                    double wake_at) {
+          StepPlan p;
+          set_prefill(p, prefill);
+          p.decode = std::move(decode);
+          set_kv(p, kv);
+          set_endings(p, endings);
+          p.padding = {std::move(padding_rows), std::move(padding_prompts)};
+          p.wake_at = wake_at;
+          return p;
+        }),
+        py::kw_only(), py::arg("prefill") = py::tuple(), py::arg("decode") = py::tuple(),
+        py::arg("kv") = py::tuple(), py::arg("endings") = py::tuple(),
+        py::arg("padding_rows") = py::tuple(), py::arg("padding_prompts") = py::tuple(),
+        py::arg("wake_at") = std::numeric_limits<double>::infinity());
   c.def_property("prefill", get_prefill, set_prefill);
   c.def_property("decode", get_decode,
                  [](StepPlan& p, std::vector<int32_t> slots) { p.decode = std::move(slots); });
   c.def_property("kv", get_kv, set_kv);
   c.def_property("endings", get_endings, set_endings);
+  bind_padding<&Padding::rows>(c, "padding_rows");
+  bind_padding<&Padding::prompts>(c, "padding_prompts");
   c.def_readwrite("wake_at", &StepPlan::wake_at);
   c.def("runs", &StepPlan::runs, "Is there a step to run?");
   c.def("empty", &StepPlan::empty);
@@ -296,6 +308,8 @@ void bind_step_plan(py::module_& m) {
     add("decode", get_decode(p));
     add("kv", get_kv(p));
     add("endings", get_endings(p));
+    add("padding_rows", py::tuple(py::cast(p.padding.rows)));
+    add("padding_prompts", py::tuple(py::cast(p.padding.prompts)));
     if (std::isfinite(p.wake_at)) {
       if (!text.empty()) text += ", ";
       text.append("wake_at=").append(py::str(py::float_(p.wake_at)).cast<std::string>());

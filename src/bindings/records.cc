@@ -25,6 +25,8 @@ py::dict steps_dict(const std::vector<StepRecord>& steps) {
   d["decode_rows"] = column<int32_t>(steps, &StepRecord::decode_rows);
   d["prefill_tokens"] = column<int32_t>(steps, &StepRecord::prefill_tokens);
   d["prefill_rows"] = column<int32_t>(steps, &StepRecord::prefill_rows);
+  d["padding_rows"] = column<int32_t>(steps, &StepRecord::padding_rows);
+  d["padding_tokens"] = column<int32_t>(steps, &StepRecord::padding_tokens);
   return d;
 }
 

@@ -128,10 +128,11 @@ class CpuExecutor final : public Executor {
       if (logits_.size() < rows_.size() * vocab) logits_.resize(rows_.size() * vocab);
       model_->forward(batch, *kv_, rows_, logits_.data());
       result.rows.reserve(rows_.size());
+      const float* row = logits_.data();
       for (const BatchSequence& s : batch.sequences) {
         if (!s.sample) continue;
-        const float* row = logits_.data() + result.rows.size() * vocab;
-        result.rows.push_back(sample(s.task, {row, vocab}));
+        if (s.task != kNoTask) result.rows.push_back(sample(s.task, {row, vocab}));
+        row += vocab;
       }
     }
     result.duration =

@@ -84,6 +84,7 @@ class Loop {
   void run(const StepPlan& plan, double now);
   void move_kv(const std::vector<KvAction>& actions, double now, Batch& batch);
   void add_row(int32_t slot, int32_t tokens, bool prefill, double now, Batch& batch);
+  void add_padding(int32_t past, int32_t tokens, bool sample, Batch& batch);
   StepResult execute(Batch batch, double now);
   void commit_rows(StepResult& result, double end);
   FinishReason commit_token(TaskState& task, RowResult& row, double end);
@@ -108,6 +109,7 @@ class Loop {
 
   // Of the step in progress; kept to reuse their memory.
   std::vector<Row> rows_;
+  std::vector<BlockTable> scratch_;  // KV of padding, while the step runs
   struct Leaving {
     int32_t slot;
     FinishReason reason;

@@ -24,16 +24,22 @@ void Loop::run(const StepPlan& plan, double now) {
     table_.sync_kv(ending.slot);
     leaving_.push_back({ending.slot, ending.reason, ending.message});
   }
-  batch.sequences.reserve(plan.prefill.size() + plan.decode.size());
+  const Padding& padding = plan.padding;
+  batch.sequences.reserve(plan.prefill.size() + plan.decode.size() + padding.rows.size() +
+                          padding.prompts.size());
   for (const PrefillChunk& chunk : plan.prefill)
     add_row(chunk.slot, chunk.tokens, true, now, batch);
   for (int32_t slot : plan.decode) add_row(slot, 1, false, now, batch);
+  for (int32_t context : padding.rows) add_padding(context, 1, true, batch);
+  for (int32_t pads : padding.prompts) add_padding(0, pads, false, batch);
 
   double end = now;
   const bool runs = !batch.sequences.empty() || !batch.copies.empty();
   if (runs) {
     StepResult result = execute(std::move(batch), now);
     end = clock_->now();
+    for (BlockTable& table : scratch_) ledger_.release(table);
+    scratch_.clear();
     outcome_.duration = result.duration;
     commit_rows(result, end);
     latency_->observe(outcome_.features, result.duration);
@@ -49,8 +55,10 @@ void Loop::run(const StepPlan& plan, double now) {
                     .plan_seconds = policy_seconds_,
                     .predicted = predicted,
                     .decode_rows = static_cast<int32_t>(plan.decode.size()),
-                    .prefill_tokens = outcome_.features.prefill_tokens,
-                    .prefill_rows = static_cast<int32_t>(plan.prefill.size())};
+                    .prefill_tokens = outcome_.features.prefill_tokens - padding.prompt_tokens(),
+                    .prefill_rows = static_cast<int32_t>(plan.prefill.size()),
+                    .padding_rows = static_cast<int32_t>(padding.rows.size()),
+                    .padding_tokens = padding.prompt_tokens()};
   const auto mark = Watch::now();
   const double total = std::chrono::duration<double>(mark - mark_).count();
   record.overhead_seconds = total - policy_seconds_ - executor_seconds_;
@@ -115,6 +123,22 @@ void Loop::add_row(int32_t slot, int32_t tokens, bool prefill, double now, Batch
   const auto first = task.tokens.begin() + view.cached;
   batch.tokens.insert(batch.tokens.end(), first, first + tokens);
   rows_.push_back({slot, tokens, prefill});
+}
+
+// A sequence of nobody, on blocks that are its own while the step runs: no task's KV is touched and
+// no two threads of the executor meet in a block.
+void Loop::add_padding(int32_t past, int32_t tokens, bool sample, Batch& batch) {
+  BlockTable& table = scratch_.emplace_back();
+  ledger_.grow(table, int64_t{past} + tokens);
+  BatchSequence& sequence = batch.sequences.emplace_back();
+  sequence.task = kNoTask;
+  sequence.begin = static_cast<int32_t>(batch.tokens.size());
+  sequence.count = tokens;
+  sequence.past = past;
+  sequence.prompt_len = past > 0 ? past : tokens;
+  sequence.sample = sample;
+  sequence.blocks = table.blocks;
+  batch.tokens.insert(batch.tokens.end(), static_cast<size_t>(tokens), 0);
 }
 
 StepResult Loop::execute(Batch batch, double now) {

@@ -13,18 +13,13 @@ namespace {
 
 class Orca : public Policy {
  public:
-  explicit Orca(const Parameters& parameters)
-      : max_batch_(parameters.integer("max_batch", 1, 1 << 20)) {}
+  Orca(std::string name, int32_t max_batch) : name_(std::move(name)), max_batch_(max_batch) {}
 
-  std::string name() const override { return "orca"; }
+  std::string name() const override { return name_; }
 
   void on(const TaskEvent& event, const View& view) override {
     if (event.kind == TaskEventKind::arrive) {
-      const auto later = [&](int32_t a, int32_t b) {
-        return arrives_before(view.tasks[a], view.tasks[b]);
-      };
-      waiting_.insert(std::upper_bound(waiting_.begin(), waiting_.end(), event.slot, later),
-                      event.slot);
+      insert_by_arrival(waiting_, event.slot, view);
       return;
     }
     if (std::erase(running_, event.slot) == 0) std::erase(waiting_, event.slot);
@@ -72,6 +67,7 @@ class Orca : public Policy {
   }
 
  private:
+  const std::string name_;
   const int32_t max_batch_;
   std::vector<int32_t> running_;  // by arrival
   std::deque<int32_t> waiting_;   // by arrival then id
@@ -86,8 +82,12 @@ PolicyInfo orca_info() {
           {{"max_batch", "16", "tasks that may run at once"}}};
 }
 
+std::unique_ptr<Policy> make_iteration_level(std::string name, int32_t max_batch) {
+  return std::make_unique<Orca>(std::move(name), max_batch);
+}
+
 std::unique_ptr<Policy> make_orca(const Parameters& parameters) {
-  return std::make_unique<Orca>(parameters);
+  return make_iteration_level("orca", parameters.integer("max_batch", 1, 1 << 20));
 }
 
 }  // namespace slicellm

@@ -51,6 +51,16 @@ StepFeatures features_of(const StepPlan& plan, const View& view) {
     f.rows += start + chunk.tokens == task.prompt_len + task.produced;
     f.chunk_work += chunk.tokens * (start + 0.5 * chunk.tokens);
   }
+  for (int32_t context : plan.padding.rows) {
+    f.tokens += 1;
+    f.rows += 1;
+    f.context += context;
+  }
+  for (int32_t pads : plan.padding.prompts) {
+    f.tokens += pads;
+    f.prefill_tokens += pads;
+    f.chunk_work += 0.5 * pads * pads;
+  }
   for (const KvAction& action : plan.kv) {
     if (action.kind == KvActionKind::drop) continue;
     f.swap_bytes += static_cast<double>(view.block_bytes) * view.tasks[action.slot].blocks;
@@ -158,7 +168,20 @@ void PlanChecker::check(const StepPlan& plan, const View& view) {
     blocks += std::max(0, view.blocks_for(int64_t{s.cached} + 1) - s.blocks);
   }
 
-  const size_t rows = plan.prefill.size() + plan.decode.size();
+  for (size_t i = 0; i < plan.padding.rows.size(); ++i) {
+    const int32_t context = plan.padding.rows[i];
+    if (context < 1) broken("padding.rows", i, std::to_string(context), "at least 1 token in KV");
+    tokens += 1;
+    blocks += view.blocks_for(int64_t{context} + 1);
+  }
+  for (size_t i = 0; i < plan.padding.prompts.size(); ++i) {
+    const int32_t pads = plan.padding.prompts[i];
+    if (pads < 1) broken("padding.prompts", i, std::to_string(pads), "at least 1 token");
+    tokens += pads;
+    blocks += view.blocks_for(pads);
+  }
+
+  const size_t rows = plan.prefill.size() + plan.decode.size() + plan.padding.rows.size();
   if (rows > static_cast<size_t>(std::max(0, view.max_rows))) {
     broken("rows", std::to_string(rows), "at most max_rows = " + std::to_string(view.max_rows));
   }

@@ -13,6 +13,14 @@ std::unique_ptr<Policy> make_slice(const Parameters& parameters);
 
 PolicyInfo orca_info();
 std::unique_ptr<Policy> make_orca(const Parameters& parameters);
+// Orca's rules under another name and cap.
+std::unique_ptr<Policy> make_iteration_level(std::string name, int32_t max_batch);
+PolicyInfo static_info();
+std::unique_ptr<Policy> make_static(const Parameters& parameters);
+PolicyInfo ils_info();
+std::unique_ptr<Policy> make_ils(const Parameters& parameters);
+PolicyInfo scls_info();
+std::unique_ptr<Policy> make_scls(const Parameters& parameters);
 PolicyInfo fastserve_info();
 std::unique_ptr<Policy> make_fastserve(const Parameters& parameters);
 PolicyInfo sarathi_info();

@@ -74,13 +74,34 @@ bool StepBuilder::swap_out(int32_t slot) {
   return true;
 }
 
+bool StepBuilder::pad_row(int32_t context) {
+  const int32_t blocks = view_.blocks_for(int64_t{context} + 1);
+  if (rows_left_ <= 0 || tokens_left_ <= 0 || blocks > free_) return false;
+  plan_.padding.rows.push_back(context);
+  rows_left_ -= 1;
+  tokens_left_ -= 1;
+  free_ -= blocks;
+  return true;
+}
+
+int32_t StepBuilder::pad_prompt(int32_t tokens) {
+  const int64_t room = int64_t{free_} * view_.block_tokens;
+  tokens = static_cast<int32_t>(std::min<int64_t>({tokens, tokens_left_, prompt_left_, room}));
+  if (tokens <= 0) return 0;
+  plan_.padding.prompts.push_back(tokens);
+  tokens_left_ -= tokens;
+  prompt_left_ -= tokens;
+  free_ -= view_.blocks_for(tokens);
+  return tokens;
+}
+
 void StepBuilder::drop(int32_t slot) {
   const TaskView& task = view_.tasks[slot];
   plan_.kv.push_back({KvActionKind::drop, slot});
   free_ += task.blocks;
   const int32_t tokens = task.prompt_len + task.produced;
   if (!task.prefill_divisible && tokens > view_.max_step_tokens) {
-    reject(slot, "KV ran out, and its " + std::to_string(tokens) +
+    reject(slot, "its KV is dropped, and its " + std::to_string(tokens) +
                      " tokens cannot be computed again in one step of at most " +
                      std::to_string(view_.max_step_tokens));
   }

@@ -40,6 +40,9 @@ class StepBuilder {
   bool prefill(int32_t slot, int32_t tokens);  // not ready to decode; KV likewise, or none
   bool swap_in(int32_t slot);                  // KV on the host
   bool swap_out(int32_t slot);                 // KV on the device
+  bool pad_row(int32_t context);               // a row past its task's end
+  // At most `tokens` pad tokens of a prompt, as many as there is room for; returns their number.
+  int32_t pad_prompt(int32_t tokens);
   // Frees a task's device blocks. A task that could not be computed again ends as rejected.
   void drop(int32_t slot);
   // Frees a task's device blocks: to the host if there is room, else by dropping them.
@@ -70,6 +73,14 @@ struct Ranked {
 };
 constexpr double kFrontRank = -std::numeric_limits<double>::infinity();
 constexpr double kBackRank = std::numeric_limits<double>::infinity();
+
+template <typename Queue>
+void insert_by_arrival(Queue& queue, int32_t slot, const View& view) {
+  const auto later = [&](int32_t a, int32_t b) {
+    return arrives_before(view.tasks[a], view.tasks[b]);
+  };
+  queue.insert(std::upper_bound(queue.begin(), queue.end(), slot, later), slot);
+}
 
 // The most tokens of KV that `task` can come to need: the last token's K and V are never used.
 inline int64_t most_kv_tokens(const TaskView& task) {

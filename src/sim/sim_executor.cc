@@ -67,7 +67,7 @@ class SimExecutor final : public Executor {
       result.duration *= std::exp(machine_.jitter * normal_at(machine_.seed, steps_));
     }
     for (const BatchSequence& s : batch.sequences) {
-      if (!s.sample) continue;
+      if (!s.sample || s.task == kNoTask) continue;
       int32_t& left = left_.at(s.task);
       const bool ended = left == 1;
       if (left > 0) --left;

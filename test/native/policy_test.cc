@@ -86,6 +86,8 @@ int main() {
   for (uint32_t seed = 0; seed < 40; ++seed) {
     run("slice:mask_layout=spread,boost_after_ms=200,age_after_ms=500", seed);
     run("fastserve:max_batch=3,starvation_steps=20,starvation_ms=200", seed);
+    run("static:batch=4", seed);
+    run("scls:slice=5,gamma_ms=40", seed);
     run("sarathi:token_budget=16,order=spf", seed);
     run("vllm:max_num_batched_tokens=40,order=priority", seed);
     run("slai:token_budget=16,variant=spf_dynamic_user_priority", seed);
