@@ -8,15 +8,24 @@ from slicellm import _core
 
 
 class RandomPolicy(_core.Policy):
-    """Random rows, chunk sizes, pauses, swaps and drops, from a seed."""
+    """Random rows, chunk sizes, pauses, swaps, drops and padding, from a seed."""
 
     name = "random"
 
-    def __init__(self, seed: int, pause: float = 0.3, move: float = 0.08) -> None:
+    def __init__(
+        self, seed: int, pause: float = 0.3, move: float = 0.08, padding: float = 0.3
+    ) -> None:
         super().__init__()
         self.random = random.Random(seed)
-        self.pause, self.move = pause, move
-        self.moves: dict[str, int] = {"swap_out": 0, "swap_in": 0, "drop": 0, "chunk": 0}
+        self.pause, self.move, self.padding = pause, move, padding
+        self.moves: dict[str, int] = {
+            "swap_out": 0,
+            "swap_in": 0,
+            "drop": 0,
+            "chunk": 0,
+            "pad_row": 0,
+            "pad_prompt": 0,
+        }
 
     def plan(self, view: _core.View) -> _core.StepPlan:
         if not view.live:
@@ -26,7 +35,8 @@ class RandomPolicy(_core.Policy):
         rng.shuffle(slots)
         prefill, decode, kv = [], [], []
         free, free_host = view.free_blocks, view.free_host_blocks
-        rows, tokens = view.max_rows, view.max_step_tokens
+        spare = int(rng.random() < self.padding)  # a row that tasks leave to padding
+        rows, tokens = view.max_rows - spare, view.max_step_tokens
         for slot in slots:
             task = view.task(slot)
             place, blocks, cached = task.kv, task.blocks, task.cached
@@ -61,10 +71,29 @@ class RandomPolicy(_core.Policy):
         if prefill or decode or rng.random() < 0.5:
             for kind, _ in kv:
                 self.moves[kind] += 1
-            idle = not (prefill or decode or kv)
+            pads = self.pad(view, rows + spare, tokens, free)
+            idle = not (prefill or decode or kv or any(pads.values()))
             wake = {"wake_at": view.now + 1e-4} if idle else {}
-            return _core.StepPlan(prefill=prefill, decode=decode, kv=kv, **wake)
+            return _core.StepPlan(prefill=prefill, decode=decode, kv=kv, **pads, **wake)
         return self.force(view)
+
+    def pad(self, view: _core.View, rows: int, tokens: int, free: int) -> dict[str, list[int]]:
+        """Padding within what the rest of the step left over."""
+        rng = self.random
+        longest = max(view.task(s).prompt_len + view.task(s).max_tokens for s in view.live)
+        pad_rows: list[int] = []
+        prompts: list[int] = []
+        while tokens > 0 and rng.random() < self.padding:
+            is_row = rows > 0 and longest > 1 and rng.random() < 0.7
+            n = rng.randint(1, longest - 1 if is_row else min(tokens, longest))
+            need = view.blocks_for(n + is_row)
+            if need > free:
+                break
+            (pad_rows if is_row else prompts).append(n)
+            free, rows, tokens = free - need, rows - is_row, tokens - (1 if is_row else n)
+        self.moves["pad_row"] += len(pad_rows)
+        self.moves["pad_prompt"] += len(prompts)
+        return {"padding_rows": pad_rows, "padding_prompts": prompts}
 
     def force(self, view: _core.View) -> _core.StepPlan:
         """The oldest task alone, everything else dropped: always possible."""

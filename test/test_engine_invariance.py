@@ -129,14 +129,14 @@ def test_any_schedule_gives_the_same_bits(
 
 
 def test_random_schedules_do_what_they_are_for(tmp_path: Path, load: Models) -> None:
-    """300 tasks on a real model: swaps, drops and cut prompts all happen; nothing leaks."""
+    """300 tasks on a real model: swaps, drops, cut prompts, padding all happen; nothing leaks."""
     model = load("llama", "float16", 2)
-    policy = RandomPolicy(7)
+    policy = RandomPolicy(7, padding=0.7)
     engine = _core.Engine(
         model,
         policy,
         LATENCY,
-        kv_cache_bytes=20 * model.kv_block_bytes,
+        kv_cache_bytes=24 * model.kv_block_bytes,
         host_kv_bytes=10 * model.kv_block_bytes,
         max_rows=6,
     )
@@ -145,7 +145,7 @@ def test_random_schedules_do_what_they_are_for(tmp_path: Path, load: Models) -> 
     handles = engine.submit_all([_core.TaskSpec(**task) for task in tasks])
     engine.wait_idle()
     engine.check_integrity()
-    assert all(count > 50 for count in policy.moves.values()), policy.moves
+    assert min(policy.moves.values()) > 50, str(policy.moves)
     events = engine.drain_events()
     kinds = {kind for _, _, kind, _ in events}
     assert {"swap_out", "swap_in", "preempt", "resume", "prefill", "token"} <= kinds

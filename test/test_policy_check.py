@@ -123,6 +123,9 @@ BROKEN = [
         dict(kv=[("drop", READY), ("drop", READY)]),
         "plan.kv[1]: got slot 0 without KV, expected a task with KV to drop",
     ),
+    # padding
+    (dict(padding_rows=[5, 0]), "plan.padding.rows[1]: got 0, expected at least 1 token in KV"),
+    (dict(padding_prompts=[-1]), "plan.padding.prompts[0]: got -1, expected at least 1 token"),
     # endings, waiting
     (
         dict(wake_at=math.nan, decode=[READY]),
@@ -156,6 +159,21 @@ def test_broken_rule(plan: dict, sentence: str) -> None:
         (  # the decode row appends token 33 to two full blocks; the prompt needs three
             dict(free_blocks=3),
             dict(decode=[READY], prefill=[(FRESH, 40)]),
+            "plan blocks: got 4 new KV blocks, expected at most the 3 that are free",
+        ),
+        (
+            dict(max_rows=2),
+            dict(decode=[READY], padding_rows=[5, 5]),
+            "plan rows: got 3, expected at most max_rows = 2",
+        ),
+        (
+            dict(max_step_tokens=40),
+            dict(prefill=[(FRESH, 30)], padding_prompts=[10], padding_rows=[5]),
+            "plan tokens: got 41, expected at most max_step_tokens = 40",
+        ),
+        (  # a row on 16 tokens writes its 17th: two blocks; 17 pads two more
+            dict(free_blocks=3),
+            dict(padding_rows=[16], padding_prompts=[17]),
             "plan blocks: got 4 new KV blocks, expected at most the 3 that are free",
         ),
         (
@@ -194,8 +212,39 @@ def test_prediction_of_a_plan_goes_by_its_features() -> None:
     v = view()
     plan = StepPlan(kv=[("swap_in", ON_HOST)], decode=[READY, ON_HOST], prefill=[(HALF, 10)])
     assert v.predict_ms(plan)[0] == pytest.approx(27 + 24)
+    # Padding costs what tasks would: two rows, and 20 + 0.4 * 16 ms for the prompt.
+    plan = StepPlan(decode=[READY], padding_rows=[40], prefill=[(HALF, 10)], padding_prompts=[6])
+    assert v.predict_ms(plan)[0] == pytest.approx(27 + 26.4)
     with pytest.raises(_core.StateError, match="expected a task whose prefill is done"):
         v.predict_ms(StepPlan(decode=[FRESH]))
+
+
+def test_features_of_padding() -> None:
+    # Of a latency model that knows one feature at a time: rows, context and pairs of pad tokens.
+    def predicted(**feature: float) -> float:
+        samples = []
+        for k in (1, 2, 4, 8):
+            row = {"tokens": 1, "rows": 0, "context": 0.0, "chunk_work": 0.0}
+            row.update({name: k * size for name, size in feature.items()})
+            samples.append((*row.values(), 0.0, 0, 1.0 + k))
+        latency = _core.LatencyModel.fit(samples)
+        v = View(tasks(), latency, total_blocks=40)
+        base = v.predict_ms(StepPlan(decode=[READY]))[0]
+        plan = StepPlan(decode=[READY], padding_rows=[40, 60], padding_prompts=[6, 8])
+        return v.predict_ms(plan)[0] - base
+
+    assert predicted(rows=1) == pytest.approx(2, rel=0.02)
+    assert predicted(context=100.0) == pytest.approx(1, rel=0.02)
+    assert predicted(chunk_work=25.0) == pytest.approx(2, rel=0.02)  # 6 * 3 + 8 * 4
+
+
+def test_padding_is_part_of_a_plan() -> None:
+    plan = StepPlan(padding_rows=[3], padding_prompts=[2])
+    assert plan.runs() and not plan.empty()
+    assert plan == StepPlan(padding_rows=[3], padding_prompts=[2])
+    assert plan != StepPlan(padding_rows=[3]) and plan != StepPlan(padding_rows=[4])
+    assert repr(plan) == "StepPlan(padding_rows=(3,), padding_prompts=(2,))"
+    check_plan(plan, view())
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,10 @@ def test_a_policy_may_wait_and_refuse(model: _core.Model) -> None:
     assert (refused["reason"], refused["error"]) == ("rejected", "too long for me")
 
 
-@pytest.mark.parametrize("text", ["slice", "slice:mask_layout=spread", "orca", "fastserve", "static", "ils", "scls:gamma_ms=20"])
+@pytest.mark.parametrize(
+    "text",
+    ["slice", "slice:mask_layout=spread", "orca", "fastserve", "static", "ils", "scls:gamma_ms=20"],
+)
 def test_native_policies_serve(model: _core.Model, text: str) -> None:
     policy = make_policy(text)
     engine = _core.Engine(model, policy, LATENCY, kv_cache_bytes=6 * model.kv_block_bytes)

@@ -53,8 +53,7 @@ void StaticBatch::plan(StepBuilder& step) const {
     if (m.started || m.ended) continue;
     // The last token of an input that was cut is a decode row.
     const bool row = step.view().tasks[m.slot].ready_to_decode();
-    const bool fits =
-        row ? step.decode(m.slot) : step.prefill(m.slot, step.whole_prefill(m.slot));
+    const bool fits = row ? step.decode(m.slot) : step.prefill(m.slot, step.whole_prefill(m.slot));
     if (!fits) return;
   }
   for (auto pads = pads_.rbegin(); pads != pads_.rend(); ++pads) {

@@ -95,7 +95,6 @@ class ToyExecutor : public Executor {
     }
     StepResult result;
     for (const BatchSequence& s : batch_.sequences) {
-      auto& [produced, true_length] = tasks_.at(s.task);
       auto slot = [&](int32_t position) -> uint64_t& {
         return device_.at(static_cast<size_t>(s.blocks.at(static_cast<size_t>(position) / width)) *
                               width +
@@ -104,7 +103,8 @@ class ToyExecutor : public Executor {
       for (int32_t i = 0; i < s.count; ++i) {
         slot(s.past + i) = toy_kv(batch_.tokens.at(static_cast<size_t>(s.begin + i)), s.past + i);
       }
-      if (!s.sample) continue;
+      if (!s.sample || s.task == kNoTask) continue;
+      auto& [produced, true_length] = tasks_.at(s.task);
       uint64_t sum = 0;
       for (int32_t p = 0; p < s.past + s.count; ++p) sum += slot(p);
       RowResult row;
@@ -136,11 +136,8 @@ class ToyExecutor : public Executor {
   int64_t steps_ = 0;
 };
 
-
-};
-
-// Does anything that the rules allow: random rows, chunk sizes, pauses, swaps and drops. The same
-// view at the same step gives the same plan.
+// Does anything that the rules allow: random rows, chunk sizes, pauses, swaps, drops and padding.
+// The same view at the same step gives the same plan.
 class RandomPolicy : public Policy {
  public:
   explicit RandomPolicy(uint64_t seed, double pause = 0.3, double move = 0.05)
@@ -184,6 +181,16 @@ class RandomPolicy : public Policy {
       free -= need;
       tokens -= n;
       --rows;
+    }
+    for (; chance(0.3) && tokens > 0; --tokens) {
+      const bool row = rows > 0 && chance(0.7);
+      const int32_t n = std::uniform_int_distribution<>(1, row ? 20 : tokens)(rng);
+      const int32_t need = view.blocks_for(n + row);
+      if (need > free) break;
+      (row ? plan.padding.rows : plan.padding.prompts).push_back(n);
+      free -= need;
+      rows -= row;
+      if (!row) tokens -= n - 1;
     }
     if (plan.runs() || chance(0.5)) {
       if (plan.empty()) plan.wake_at = view.now + 1e-4;
