@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slicellm import _core
-from slicellm.policies import Policy, StepPlan, View, latency_from_table, make_policy
+from slicellm.policies import Policy, StepPlan, View, latency_from_table, list_policies, make_policy
 
 LATENCY = latency_from_table([2.0, 3.0, 4.0])
 
@@ -125,10 +125,14 @@ def test_a_policy_may_wait_and_refuse(model: _core.Model) -> None:
     assert (refused["reason"], refused["error"]) == ("rejected", "too long for me")
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["slice", "slice:mask_layout=spread", "orca", "fastserve", "static", "ils", "scls:gamma_ms=20"],
-)
+SERVED = [
+    "slice:mask_layout=spread",
+    "scls:gamma_ms=20",
+    *(info["name"] for info in list_policies() if info["name"] != "scls"),
+]
+
+
+@pytest.mark.parametrize("text", SERVED)
 def test_native_policies_serve(model: _core.Model, text: str) -> None:
     policy = make_policy(text)
     engine = _core.Engine(model, policy, LATENCY, kv_cache_bytes=6 * model.kv_block_bytes)

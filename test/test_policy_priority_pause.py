@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from slicellm.policies import SyntheticTable, latency_from_table, snapshot
@@ -111,3 +113,25 @@ def test_what_counts_as_urgent() -> None:
     t = table("max_batch=2,reserved_rows=1,urgent_utility=50")
     t.add(), t.add(utility=49), t.add(utility=50)
     assert t.step().prefill == ((2, 16), (1, 16))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_ordinary_task_is_left_out_for_longer(seed: int) -> None:
+    rng = random.Random(seed)
+    limit = rng.randint(1, 5)
+    t = table(f"max_batch={rng.randint(2, 5)},max_pause_steps={limit}", max_step_tokens=24)
+    left_out: dict[int, int] = {}  # id -> steps in a row
+    longest = 0
+    for _ in range(300):
+        if rng.random() < 0.4 and sum(task.id >= 0 for task in t.tasks) < 12:
+            t.add(
+                utility=URGENT if rng.random() < 0.6 else 1,
+                prompt_len=rng.randint(1, 40),
+                max_tokens=rng.randint(1, 30),
+            )
+        ready = [s for s, task in enumerate(t.tasks) if task.id >= 0 and task.ready_to_decode()]
+        ids = {slot: t.tasks[slot].id for slot in ready if t.tasks[slot].utility < URGENT}
+        decodes = t.step().decode if any(task.id >= 0 for task in t.tasks) else ()
+        left_out = {id: left_out.get(id, 0) + 1 for s, id in ids.items() if s not in decodes}
+        longest = max(longest, *left_out.values(), 0)
+    assert longest == limit
