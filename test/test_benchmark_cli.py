@@ -232,6 +232,17 @@ def test_load_is_a_multiple_of_saturation(here: Path) -> None:
     assert log.tasks[-1].arrival == pytest.approx(5 / config["rate"])  # last of n at n/rate
 
 
+def test_sweep_and_capacity_of_a_real_model(here: Path) -> None:
+    main("-p model.flm --loads 1,3 --total-tasks 4 --poisson --save-result r.json")
+    sweep = json.loads((here / "r.json").read_text())["sweep"]
+    assert [one["config"]["load"] for one in sweep] == pytest.approx([1, 3])
+    assert all(one["policies"]["orca"]["submitted"] == 4 for one in sweep)
+    # Targets of hours are always met, so that the search ends at its highest rate.
+    main("-p model.flm --capacity 0.9 --total-tasks 4 --slo-scale 100000 --save-result r.json")
+    found = json.loads((here / "r.json").read_text())["capacity"]["orca"]
+    assert found["met"]["load"] == pytest.approx(64) and found["missed"] is None
+
+
 def test_help_names_every_flag_and_gives_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         benchmark.main(["-h"])

@@ -91,6 +91,10 @@ def _compare(args: argparse.Namespace, study: Study) -> None:
         title = f"{scenario.source.name}, mean ± standard deviation of {len(seeds)} seeds"
         results, spread = report.mean(computed), report.spread(computed)
     report.print_results(results, title, spread, console)
+    if args.executor == "sim":
+        virtual = sum(run.metrics["makespan_s"] for run in runs.values())
+        wall = sum(run.metrics["wall_s"] for run in runs.values())
+        console.print(f"{virtual:.0f} s of virtual time in {wall:.2f} s")
     if args.save_result:
         result = report.result_object(study.config(scenario), seeds, computed)
         report.write_result(args.save_result, result)
