@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "slicellm/dispatch.h"
 #include "slicellm/engine.h"
 #include "slicellm/executor.h"
 #include "slicellm/kv_cache.h"
@@ -68,6 +69,21 @@ struct SimOptions {
   std::function<void(int64_t)> progress;
 };
 
+// An engine of a run, with what its policy is shown.
+struct SimInstance {
+  std::shared_ptr<Executor> executor;
+  std::unique_ptr<Policy> policy;
+  std::unique_ptr<LatencyModel> belief;
+};
+
+struct SimInstanceResult {
+  int64_t num_steps = 0, ended = 0;  // ended: tasks
+  double busy_seconds = 0;
+  double end = 0;            // virtual time of its last step's end
+  std::string latency_json;  // the belief as corrected by the run
+  std::string policy_state;  // Policy::inspect at the end
+};
+
 struct SimResult {
   SimTaskResults tasks;
   std::vector<LogEvent> events;   // with record_events
@@ -76,18 +92,28 @@ struct SimResult {
   QuantileSketch plan_seconds;    // real time inside the policy, a step
   int64_t num_steps = 0;
   double busy_seconds = 0, prefill_seconds = 0;  // of steps; a mixed one is divided by its tokens
-  double end = 0;                                // virtual time of the last end
+  int64_t decode_steps = 0, decode_rows = 0;   // steps with decode rows; rows of them, with padding
+  int64_t invalid_tokens = 0, pad_tokens = 0;  // padding: of rows past their end, of prompts
+  double end = 0;                              // virtual time of the last end
   int32_t most_live = 0;
-  std::string latency_json;  // the belief as corrected by the run
-  std::string policy_state;  // Policy::inspect at the end
+  std::vector<SimInstanceResult> instances;
+  std::string dispatch_state;  // Dispatcher::inspect at the end
 };
 
 // Runs the engine's loop over `tasks` to their end on the calling thread, in virtual time: the very
-// loop, KV ledger, plan check and policy that serve. `belief` is what the policy is shown. Memory
-// beyond the result is that of the live tasks. Throws what the policy or a broken plan throws, and
-// Error(invalid_argument) for tasks out of order.
-SimResult simulate(std::shared_ptr<Executor> executor, std::unique_ptr<Policy> policy,
-                   std::unique_ptr<LatencyModel> belief, std::span<const SimClass> classes,
+// loop, KV ledger, plan check and policy that serve. Memory beyond the result is that of the live
+// tasks. Throws what the policy or a broken plan throws, and Error(invalid_argument) for tasks out
+// of order.
+SimResult simulate(SimInstance instance, std::span<const SimClass> classes,
                    std::span<const SimTask> tasks, const SimOptions& options);
+
+// The same with several engines, each with a clock of its own, and a dispatcher in front of them.
+// What happens is taken in the order of virtual time over all of them: a result is told when the
+// step that made it ends. `tasks[i]` that comes back from an instance (a slice) is sent again with
+// prompt + output as its prompt; its times and tokens in the result are those of all its slices.
+SimResult simulate_cluster(std::vector<SimInstance> instances,
+                           std::unique_ptr<Dispatcher> dispatcher,
+                           std::span<const SimClass> classes, std::span<const SimTask> tasks,
+                           const SimOptions& options);
 
 }  // namespace slicellm

@@ -334,6 +334,7 @@ class Policy:
 
 def make_policy(text: str) -> Policy: ...
 def list_policies() -> list[dict[str, Any]]: ...  # name, source, summary, parameters
+def list_dispatchers() -> list[dict[str, Any]]: ...  # likewise
 def check_plan(plan: StepPlan, view: View) -> None: ...
 
 class MaskMatrix:
@@ -414,11 +415,15 @@ def simulate(policy: str | Policy, truth: LatencyModel, belief: LatencyModel,
              in_flight: int = 0,  # > 0: closed loop
              record_events: bool = False,
              percentiles: Sequence[float] = (50, 99),
+             instances: int = 1,  # engines, each with `policy` (a text) and seed + its number
+             dispatch: str = "round_robin",  # see list_dispatchers
              progress: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Runs tasks in virtual time under `policy`, to their end, on the calling thread. A step takes
     what `truth` predicts times exp(jitter * N(0, 1)); the policy is shown `belief`. By task:
     arrival, first_token, last_token, finish, max_gap, max_lateness (s, NaN without tokens), tokens,
     reason (number of the FinishReason). Besides gaps and plan_seconds (count, mean, max,
-    percentiles), num_steps, busy_seconds, prefill_seconds, end, most_live, latency_json,
-    policy_state, and with record_events also events and steps as the engine's drain_* give them;
-    ids are number + 1."""
+    percentiles), num_steps, busy_seconds, prefill_seconds, decode_steps, decode_rows (with padding),
+    invalid_tokens, pad_tokens, end, most_live, dispatch_state, instances (num_steps, ended,
+    busy_seconds, end, policy_state of each), the first one's latency_json and policy_state, and
+    with record_events also events and steps as the engine's drain_* give them; ids are number + 1.
+    """

@@ -5,6 +5,7 @@
 #include "bindings/bindings.h"
 #include "bindings/policy_object.h"
 #include "bindings/policy_view.h"
+#include "slicellm/dispatch.h"
 #include "slicellm/error.h"
 
 namespace slicellm {
@@ -293,6 +294,11 @@ void bind_policy(py::module_& m) {
   m.def("list_policies", [] {
     py::list result;
     for (const PolicyInfo& info : list_policies()) result.append(to_dict(info));
+    return result;
+  });
+  m.def("list_dispatchers", [] {
+    py::list result;
+    for (const PolicyInfo& info : list_dispatchers()) result.append(to_dict(info));
     return result;
   });
   m.def(

@@ -78,8 +78,24 @@ py::dict result_dict(const SimResult& result, const std::vector<double>& percent
   d["prefill_seconds"] = result.prefill_seconds;
   d["end"] = result.end;
   d["most_live"] = result.most_live;
-  d["latency_json"] = result.latency_json;
-  d["policy_state"] = result.policy_state;
+  d["decode_steps"] = result.decode_steps;
+  d["decode_rows"] = result.decode_rows;
+  d["invalid_tokens"] = result.invalid_tokens;
+  d["pad_tokens"] = result.pad_tokens;
+  d["latency_json"] = result.instances[0].latency_json;
+  d["policy_state"] = result.instances[0].policy_state;
+  d["dispatch_state"] = result.dispatch_state;
+  py::list instances;
+  for (const SimInstanceResult& instance : result.instances) {
+    py::dict entry;
+    entry["num_steps"] = instance.num_steps;
+    entry["ended"] = instance.ended;
+    entry["busy_seconds"] = instance.busy_seconds;
+    entry["end"] = instance.end;
+    entry["policy_state"] = instance.policy_state;
+    instances.append(entry);
+  }
+  d["instances"] = instances;
   d["events"] = event_list(result.events);
   d["steps"] = steps_dict(result.steps);
   return d;
@@ -122,7 +138,15 @@ py::dict run(const py::object& policy, const LatencyModel& truth, const LatencyM
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
     if (!progress.is_none()) progress(ended);
   };
+  const int32_t count = keywords.count("instances", 1, 1, "a count above 0");
+  const py::object dispatch = keywords.take("dispatch");
+  const std::string dispatch_text =
+      dispatch.is_none() ? "round_robin" : to_text(dispatch, "dispatch");
   keywords.require_empty("simulate");
+  if (count > 1 && !py::isinstance<py::str>(policy)) {
+    throw Error(ErrorKind::invalid_argument, "policy", py::repr(py::type::of(policy)),
+                "a policy's name, as each instance has one of its own");
+  }
 
   std::vector<SimClass> classes;
   for (const py::tuple& row : class_rows) {
@@ -132,13 +156,22 @@ py::dict run(const py::object& policy, const LatencyModel& truth, const LatencyM
     classes.push_back(to_class(row));
   }
   const std::vector<SimTask> tasks = to_tasks(task_columns);
-  auto executor = make_sim_executor(truth.clone(), machine);
-  auto owned = take_policy(policy);
+  View view;  // an idle instance
+  view.block_tokens = machine.kv.block_tokens;
+  view.total_blocks = view.free_blocks = machine.blocks;
+  view.max_rows = engine.max_rows;
+  view.max_step_tokens = engine.max_step_tokens;
+  view.latency = &belief;
+  auto dispatcher = make_dispatcher(dispatch_text, count, view);
+  std::vector<SimInstance> instances;
+  for (int32_t k = 0; k < count; ++k, ++machine.seed) {
+    instances.push_back(
+        {make_sim_executor(truth.clone(), machine), take_policy(policy), belief.clone()});
+  }
   SimResult result;
   {
     py::gil_scoped_release release;
-    result =
-        simulate(std::move(executor), std::move(owned), belief.clone(), classes, tasks, options);
+    result = simulate_cluster(std::move(instances), std::move(dispatcher), classes, tasks, options);
   }
   return result_dict(result, asked);
 }

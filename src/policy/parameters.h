@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "slicellm/error.h"
 #include "slicellm/policy.h"
 
 namespace slicellm {
@@ -28,5 +29,29 @@ class Parameters {
   std::string policy_;
   std::map<std::string, std::string> values_;
 };
+
+// What `make(entry, parameters)` makes of the entry of a registry that `text` names: "name" or
+// "name:key=value,...". An entry's info() gives its PolicyInfo. Throws Error(invalid_argument) that
+// names `kind`, the policy or the parameter.
+template <typename Entries, typename Make>
+auto make_by_name(const char* kind, const Entries& entries, std::string_view text, Make make) {
+  const size_t colon = text.find(':');
+  const std::string name(text.substr(0, colon));
+  std::string known;
+  for (const auto& entry : entries) {
+    const PolicyInfo info = entry.info();
+    if (info.name == name) {
+      const bool given = colon != std::string_view::npos;
+      if (given && colon + 1 == text.size()) {
+        throw Error(ErrorKind::invalid_argument, kind + (" " + name), "a colon at the end",
+                    "parameters as name=value,name=value after it");
+      }
+      return make(entry, Parameters(info, given ? text.substr(colon + 1) : std::string_view()));
+    }
+    if (!known.empty()) known += ", ";
+    known += info.name;
+  }
+  throw Error(ErrorKind::invalid_argument, kind, "\"" + name + "\"", "one of " + known);
+}
 
 }  // namespace slicellm

@@ -1,7 +1,4 @@
-#include <string>
-
 #include "policy/policies.h"
-#include "slicellm/error.h"
 
 namespace slicellm {
 namespace {
@@ -35,23 +32,9 @@ std::vector<PolicyInfo> list_policies() {
 }
 
 std::unique_ptr<Policy> make_policy(std::string_view text) {
-  const size_t colon = text.find(':');
-  const std::string name(text.substr(0, colon));
-  std::string known;
-  for (const Entry& entry : kEntries) {
-    const PolicyInfo info = entry.info();
-    if (info.name == name) {
-      const bool given = colon != std::string_view::npos;
-      if (given && colon + 1 == text.size()) {
-        throw Error(ErrorKind::invalid_argument, "policy " + name, "a colon at the end",
-                    "parameters as name=value,name=value after it");
-      }
-      return entry.make(Parameters(info, given ? text.substr(colon + 1) : std::string_view()));
-    }
-    if (!known.empty()) known += ", ";
-    known += info.name;
-  }
-  throw Error(ErrorKind::invalid_argument, "policy", "\"" + name + "\"", "one of " + known);
+  return make_by_name("policy", kEntries, text, [](const Entry& entry, const Parameters& given) {
+    return entry.make(given);
+  });
 }
 
 }  // namespace slicellm
