@@ -266,6 +266,7 @@ def test_confidence_of_an_attainment() -> None:
         (f"{SIM} --utility realtime=-1", "realtime"),
         (f"{SIM} --utility robot=1", "one of realtime"),
         (f"{SIM} --kv-cache-limit 1K", "at most"),
+        (f"{SIM} --total-tasks 100001 --event-log e", "--event-log"),
     ],
 )
 def test_refused_in_one_sentence(

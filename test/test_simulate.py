@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,9 +110,31 @@ def test_what_cannot_be_is_refused_in_one_sentence() -> None:
         ([], "at least one"),
         ([WorkloadTask(1.0, 5, 1, 5), WorkloadTask(0.5, 5, 1, 5)], "by arrival"),
         ("office", "edge, tiers"),
+        ([WorkloadTask(0.0, 0, 1, 5)], "prompt_tokens"),
+        ([WorkloadTask(0.0, 2**32 + 1, 1, 5)], "prompt_tokens"),
+        ([WorkloadTask(0.0, 5, 1, 0)], "max_tokens"),
+        ([WorkloadTask(float("nan"), 5, 1, 5)], "arrival"),
+        ([WorkloadTask(float("inf"), 5, 1, 5)], "arrival"),
+        ([WorkloadTask(0.0, 5, 1, 5, utility=-1.0)], "utility"),
+        ([WorkloadTask(0.0, 5, 1, 5, slo=Slo(tpot_ms=-1))], "tpot_ms"),
     ):
         with pytest.raises(InvalidArgument, match=words):
             slicellm.simulate(tasks, "orca", MACHINE)
+    wrong: list[dict[str, Any]] = [
+        {"load": -1.0},
+        {"load": float("nan")},
+        {"rate": 0.0},
+        {"num_tasks": 0},
+        {"slo_scale": float("inf")},
+        {"seed": -1},
+        {"max_rows": 0},
+        {"max_concurrency": -1},
+        {"blocks": 0},
+    ]
+    for arguments in wrong:
+        name = next(iter(arguments)).replace("max_concurrency", "in_flight")
+        with pytest.raises(InvalidArgument, match=name):
+            slicellm.simulate("edge", "orca", MACHINE, **arguments)
     with pytest.raises(InvalidArgument, match="rtx4060ti"):
         slicellm.simulate("edge", "orca", "abacus")
     with pytest.raises(InvalidArgument, match="fifo"):

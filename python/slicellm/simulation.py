@@ -25,15 +25,16 @@ import numpy.typing as npt
 
 from . import _core
 from .bench import checks, metrics
-from .bench.arrivals import Arrivals, Gamma
+from .bench.arrivals import MAX_RATE, Arrivals, Gamma
 from .bench.eventlog import Declared, EventLog, from_engine
-from .bench.profiles import Profile, load_profile
+from .bench.profiles import MAX_COUNT, Profile, load_profile
 from .bench.saturation import SAMPLE, OfferedWork, offered_work
 from .bench.task_metrics import TaskMetrics, column_metrics, task_metrics
 from .bench.tasks import Slo, TaskColumns, WorkloadTask
 from .bench.workload import Workload, load_workload
 
 DEFAULT_PROFILE = "rtx4060ti-chatglm2-6b-int4"
+MAX_SEED = 10**18 - 1
 LOGGED = 10_000  # runs up to so many tasks keep their event log
 REAL_TIME = ("plan_us", "plan_share", "overhead_us", "wall_s")  # metrics measured in real time
 _COLUMNS = (
@@ -125,18 +126,27 @@ def simulate(
     Raises InvalidArgument for what cannot be, StateError for a plan that breaks a rule.
     """
     machine = load_profile(profile) if isinstance(profile, str) else profile
-    rows = machine.max_rows if max_rows is None else max_rows
+    checks.integer("seed", seed, 0, MAX_SEED)
+    rows = machine.max_rows
+    if max_rows is not None:
+        rows = checks.integer("max_rows", max_rows, 1, MAX_COUNT)
     if isinstance(tasks, str):
         tasks = load_workload(tasks)
     if isinstance(tasks, Workload):
+        checks.integer("num_tasks", num_tasks, 1, checks.MAX_TASKS)
         work = work_on(tasks, machine, rows)
-        process = arrivals or Gamma(load * work.saturation if rate is None else rate)
-        scale = work.slo_scale if slo_scale is None else slo_scale
+        process = arrivals
+        if process is None:
+            checks.number("load", load, 0, 1e6, above=True)
+            wanted = load * work.saturation if rate is None else rate
+            process = Gamma(checks.number("rate", wanted, 0, MAX_RATE, above=True))
+        scale = work.slo_scale
+        if slo_scale is not None:
+            scale = checks.number("slo_scale", slo_scale, 0, 1e6, above=True)
         columns = tasks.columns(num_tasks, seed, process, scale)
     else:
         columns = tasks if isinstance(tasks, TaskColumns) else TaskColumns.of(tasks)
-    if len(columns) == 0:
-        raise checks.invalid("tasks", "none", "at least one")
+    _check(columns)
     record = len(columns) <= LOGGED if event_log is None else event_log
     started = time.perf_counter()
     result = _core.simulate(
@@ -183,6 +193,23 @@ def simulate(
         latency_json=result["latency_json"],
         policy_state=result["policy_state"],
     )
+
+
+def _check(tasks: TaskColumns) -> None:
+    """Refuses counts that the core's 32 bits cannot hold, and arrivals that never come; the core
+    checks everything else."""
+    if len(tasks) == 0:
+        raise checks.invalid("tasks", "none", "at least one")
+    never = ~np.isfinite(tasks.arrival_s)
+    if never.any():
+        i = int(np.argmax(never))
+        raise checks.invalid(f"task {i}: arrival_s", tasks.arrival_s[i], "a finite time")
+    for name, low in (("prompt_tokens", 1), ("output_tokens", 0), ("max_tokens", 1)):
+        values = getattr(tasks, name)
+        wrong = (values < low) | (values > checks.MAX_TOKENS)
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            checks.integer(f"task {i}: {name}", int(values[i]), low, checks.MAX_TOKENS)
 
 
 def work_on(workload: Workload, profile: Profile, max_rows: int | None = None) -> OfferedWork:

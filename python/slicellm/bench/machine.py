@@ -18,6 +18,8 @@ from slicellm.bench.workload import prompt_ids
 from slicellm.model import Model
 from slicellm.simulation import Simulation, simulate
 
+MAX_LOGGED = 100_000  # tasks of a simulation with an event log, which takes some 10 kB a task
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -179,6 +181,9 @@ class SimulatedMachine:
         wanted: Wanted,
         progress: Progress | None,
     ) -> Outcome:
+        if wanted.event_log and len(tasks) > MAX_LOGGED:
+            expected = f"at most {MAX_LOGGED} with --event-log, --plot or --test-mode"
+            raise checks.invalid("--total-tasks", len(tasks), expected)
         run = simulate(
             tasks,
             policy,

@@ -8,8 +8,6 @@ from ..bench import plot, report
 from ..bench.capacity import Capacity, find_capacity
 from .benchmark_study import Study
 
-Change = dict[str, "float | None"]
-
 
 def sweep(study: Study) -> None:
     """One line a rate and policy, means over seeds; the result file holds every run."""

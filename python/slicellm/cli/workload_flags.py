@@ -12,9 +12,9 @@ from typing import Any
 from ..bench import checks
 from ..bench.arrivals import MAX_RATE, parse_ramp
 from ..errors import InvalidArgument
+from ..simulation import MAX_SEED
 from .common import real, whole
 
-MAX_SEED = 10**18 - 1
 MAX_LOAD = 1e3
 SMALLEST = 1e-9  # stands for "above 0"
 
