@@ -305,7 +305,7 @@ MODEL = "-p model.flm"
         (f"{MODEL} --policy slice:ratio=nan", "ratio"),
         (f"{MODEL} --executor cuda", "no CUDA"),
         (f"{MODEL} --executor tpu", "--executor"),
-        (f"{MODEL} --bound", "--bound"),
+        (f"{MODEL} --bound --capacity .9", "--bound"),
         (f"{MODEL} --workload office", "office"),
         (f"{MODEL} --workload tiers", "--dataset-path"),
         (f"{MODEL} --dataset-path none.csv", "none.csv"),

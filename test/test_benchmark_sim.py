@@ -310,3 +310,31 @@ def test_calibrate_writes_a_profile(
     assert profile.name == "box" and "measured" in profile.provenance["latency"]
     assert profile.truth().decode_step_ms(1) > 0 and profile.blocks > 0
     main(f"{SIM} --latency-profile box.json --total-tasks 5")
+
+
+def test_bound_stands_beside_every_policy(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("highspy")
+    main(
+        f"{SIM} --policy edf,orca --poisson --load 2 --total-tasks 30 --seeds 1,2 --bound "
+        "--save-result a.json"
+    )
+    shown = capsys.readouterr().out
+    assert "seed 1: no policy can exceed" in shown and "seed 2: no policy can exceed" in shown
+    assert "not valid: steps vary by 3 %" in shown and "of bound" in shown
+    for one in saved(here / "a.json")["runs"]:
+        limits = [metrics_["bound"] for metrics_ in one["policies"].values()]
+        assert limits[0] == limits[1] and not limits[0]["valid"]
+        assert {"utility", "attainment"} <= limits[0].keys()
+        for found in one["policies"].values():
+            share = found["attainment"] / limits[0]["attainment"]
+            assert found["optimality"]["attainment"] == pytest.approx(share)
+            assert 0 < share < 1
+
+
+def test_bound_of_a_closed_loop_is_not_valid(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("highspy")
+    main(f"{SIM} --slice --total-tasks 9 --max-concurrency 2 --bound --save-result a.json")
+    assert "closed loop" in capsys.readouterr().out
+    assert saved(here / "a.json")["policies"]["slice"]["bound"]["valid"] is False

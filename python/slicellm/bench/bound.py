@@ -13,6 +13,7 @@ study `bound_gap` tell by how much on tiny instances.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,22 @@ class Bound:
         """The result file's `bound`."""
         return {key: value for key, value in vars(self).items() if key != "tasks"}
 
+    def compare(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run's metrics gain by the bound: it, and the run's shares of it."""
+        of = {
+            key: metrics[key] / limit if limit > 0 else 1.0
+            for key, limit in (("utility", self.utility), ("attainment", self.attainment))
+        }
+        return {"bound": self.as_dict(), "optimality": of}
+
+    def describe(self) -> str:
+        """One line for people."""
+        line = (
+            f"no policy can exceed {100 * self.utility:.1f} % of utility, "
+            f"{100 * self.attainment:.1f} % of tasks ({self.bins} bins, {self.seconds:.1f} s)"
+        )
+        return f"{line}; {self.note}" if self.note else line
+
 
 def missing() -> str | None:
     """Why no bound can be computed here, as one sentence."""
@@ -72,7 +89,7 @@ def upper_bound(
     *,
     max_rows: int = 64,
     max_step_tokens: int = 2048,
-    jitter: float = 0.0,
+    caveat: str = "",
     closed_loop: bool = False,
     budget: int = _BUDGET,
     details: bool = False,
@@ -82,7 +99,8 @@ def upper_bound(
 
     Args:
         tasks: with true output lengths.
-        jitter: of the machine's step times; a bound of their medians may be beaten by luck.
+        caveat: why steps may take less than `latency` says, if they may: then a lucky run can
+            exceed the bound, and it is not valid.
         closed_loop: arrivals depend on the schedule, so that there is none to bound.
         budget: pairs of tasks and bins; the bins become as fine as it allows.
         details: also returns what the linear program makes of each task.
@@ -105,11 +123,8 @@ def upper_bound(
     windows = windows_of(tasks, steps)
     grid = make_grid(windows, steps, budget) if windows.competing.any() else None
     notes = []
-    if jitter > 0:
-        notes.append(
-            f"not valid: step times have a jitter of {100 * jitter:g} %, and the bound is that of "
-            "their medians, which a lucky run may exceed"
-        )
+    if caveat:
+        notes.append(f"not valid: {caveat}, so that a lucky run may exceed it")
     if windows.free.any():
         notes.append(f"{windows.free.sum()} tasks without TTFT and deadline count as met")
     count = _objective(windows, grid, steps, np.ones(len(tasks)))
@@ -120,7 +135,7 @@ def upper_bound(
     return Bound(
         utility=weighted.bound,
         attainment=count.bound,
-        valid=jitter == 0,
+        valid=not caveat,
         note="; ".join(notes),
         lp_utility=weighted.program,
         lp_attainment=count.program,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from slicellm._core import LatencyModel
 from slicellm.bench import checks, metrics
+from slicellm.bench.bound import Bound, upper_bound
 from slicellm.bench.eventlog import EventLog
 from slicellm.bench.profiles import Profile
 from slicellm.bench.runner import Progress, Runner
@@ -68,6 +69,9 @@ class Machine(Protocol):
         progress: Progress | None,
     ) -> Outcome:
         """Runs `tasks` to their end; with `in_flight` in a closed loop."""
+
+    def bound(self, tasks: TaskColumns, in_flight: int) -> Bound:
+        """What no policy can exceed on these tasks."""
 
 
 @dataclass
@@ -137,6 +141,15 @@ class ModelMachine:
         outputs = [{**o, "output_tokens": len(o["token_ids"])} for o in run.outputs]
         return Outcome(found, run.log, outputs)
 
+    def bound(self, tasks: TaskColumns, in_flight: int) -> Bound:
+        return upper_bound(
+            tasks,
+            self.latency,
+            max_rows=self.max_rows,
+            closed_loop=in_flight > 0,
+            caveat="the steps of a real machine vary about their calibrated medians",
+        )
+
 
 @dataclass(frozen=True)
 class SimulatedMachine:
@@ -198,6 +211,18 @@ class SimulatedMachine:
             progress=progress,
         )
         return Outcome(run.metrics, run.log, _outputs(run) if wanted.outputs else ())
+
+    def bound(self, tasks: TaskColumns, in_flight: int) -> Bound:
+        lengths = np.where(tasks.output_tokens > 0, tasks.output_tokens, tasks.max_tokens)
+        jitter = self.profile.jitter
+        return upper_bound(
+            replace(tasks, output_tokens=lengths),
+            self.latency,
+            max_rows=self.max_rows,
+            max_step_tokens=self.profile.max_step_tokens,
+            closed_loop=in_flight > 0,
+            caveat=f"steps vary by {100 * jitter:g} % about their medians" if jitter else "",
+        )
 
 
 def _outputs(run: Simulation) -> list[dict[str, Any]]:

@@ -63,6 +63,16 @@ _COLUMNS: tuple[Cell, ...] = (
     ("time in\nprefill", "prefill_share", _percent),
     ("plan us\np99", "plan_us/p99", _number),
 )
+# With --bound: shares of what nobody could exceed.
+_OPTIMALITY: tuple[Cell, ...] = (
+    ("of bound:\ntasks", "optimality/attainment", _percent),
+    ("\nutility", "optimality/utility", _percent),
+)
+
+
+def _columns(results: Results) -> tuple[Cell, ...]:
+    bounded = any("optimality" in metrics for metrics in results.values())
+    return _COLUMNS[:2] + _OPTIMALITY + _COLUMNS[2:] if bounded else _COLUMNS
 
 
 def _cell(
@@ -80,12 +90,13 @@ def overall_table(results: Results, title: str, spread: Results | None = None) -
     """One row a policy. With `spread`, the standard deviation over seeds stands below each mean."""
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("policy", overflow="fold")
-    for heading, _, _ in _COLUMNS:
+    columns = _columns(results)
+    for heading, _, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for policy, metrics in results.items():
         deviations = None if spread is None else spread[policy]
         table.add_row(
-            policy, *(_cell(metrics, deviations, path, form) for _, path, form in _COLUMNS)
+            policy, *(_cell(metrics, deviations, path, form) for _, path, form in columns)
         )
     return table
 
@@ -95,7 +106,8 @@ def sweep_table(
 ) -> Table:
     """One row a rate and policy: configuration, metrics and their spread over seeds."""
     table = Table(title=title, title_justify="left", header_style="bold")
-    columns = [c for c in _COLUMNS if c[1] not in ("prefill_share", "plan_us/p99", "e2el_ms/p99")]
+    left_out = ("prefill_share", "plan_us/p99", "e2el_ms/p99")
+    columns = [c for c in _columns(rows[0][1] if rows else {}) if c[1] not in left_out]
     for heading in ("tasks/s", "load"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("policy", no_wrap=True)

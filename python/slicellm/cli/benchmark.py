@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from .._core import make_policy
-from ..bench import checks, eventlog, plot, report
+from ..bench import bound, checks, eventlog, plot, report
 from ..bench.machine import Machine, ModelMachine, Outcome, SimulatedMachine, Wanted
 from ..bench.profiles import load_profile
 from ..bench.scenario import encoded, read_source
@@ -110,6 +110,9 @@ def _check_outputs(args: argparse.Namespace) -> None:
     for flag in ("save_result", "event_log", "plot", "output"):
         if getattr(args, flag) is not None:
             report.check_writable(getattr(args, flag), f"--{flag.replace('_', '-')}")
+    problem = bound.missing() if args.bound else None
+    if problem is not None:
+        raise checks.invalid("--bound", "the flag", problem)
     problem = plot.missing() if args.plot else None
     if problem is not None:
         raise checks.invalid("--plot", args.plot, problem)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..bench import report
+from ..bench.bound import Bound
 from ..bench.machine import Machine, Outcome, Wanted
 from ..bench.scenario import Scenario, Source, make_scenario
 from ..bench.tasks import TaskColumns
@@ -58,6 +59,7 @@ class Study:
             disable=not self.console.is_terminal,
         ) as shown:
             for seed, planned in tasks.items():
+                limit = self._bound(planned, seed, scenario) if self.args.bound else None
                 for policy in policies or self.policies:
                     bar = shown.add_task(f"{title}{policy}, seed {seed}", total=len(planned))
 
@@ -68,7 +70,15 @@ class Study:
                         policy, planned, seed, scenario.in_flight, self.wanted, update
                     )
                     shown.remove_task(bar)
+                    if limit is not None:
+                        outcome.metrics.update(limit.compare(outcome.metrics))
                     yield (policy, seed), outcome
+
+    def _bound(self, tasks: TaskColumns, seed: int, scenario: Scenario) -> Bound:
+        """The upper bound on what any policy can do with these tasks, shown as one line."""
+        limit = self.machine.bound(tasks, scenario.in_flight)
+        self.console.print(f"seed {seed}: {limit.describe()}", soft_wrap=True)
+        return limit
 
     def config(self, scenario: Scenario) -> dict[str, Any]:
         """Every flag as resolved, and what else the numbers depend on."""
