@@ -423,7 +423,8 @@ def simulate(policy: str | Policy, truth: LatencyModel, belief: LatencyModel,
     arrival, first_token, last_token, finish, max_gap, max_lateness (s, NaN without tokens), tokens,
     reason (number of the FinishReason). Besides gaps and plan_seconds (count, mean, max,
     percentiles), num_steps, busy_seconds, prefill_seconds, decode_steps, decode_rows (padding
-    included), invalid_tokens, pad_tokens, end, most_live, dispatch_state, instances (num_steps, ended,
-    busy_seconds, end, policy_state of each), the first one's latency_json and policy_state, and
-    with record_events also events and steps as the engine's drain_* give them; ids are number + 1.
+    included), invalid_tokens, pad_tokens, end, most_live, dispatch_state, instances (of each:
+    num_steps, ended, busy_seconds, end, policy_state), the first one's latency_json and
+    policy_state, and with record_events also events and steps as the engine's drain_* give them;
+    ids are number + 1.
     """
