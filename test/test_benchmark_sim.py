@@ -108,6 +108,23 @@ def test_large_runs_have_no_log_unless_asked(here: Path) -> None:
     assert values["task_itl_ms"]["p99"]["mean"] is None  # needs every token
 
 
+def test_several_instances_behind_a_dispatcher(here: Path) -> None:
+    line = f"{SIM} --policy orca --instances 2 --dispatch least_loaded --load 2 --total-tasks 200"
+    main(f"{line} --save-result r.json --event-log e.jsonl")
+    values = saved(here / "r.json")["policies"]["orca"]
+    assert sum(one["tasks"] for one in values["instances"]) == 200 and len(values["instances"]) == 2
+    main(f"{SIM} --policy orca --load 2 --total-tasks 200 --save-result one.json")
+    alone = saved(here / "one.json")["policies"]["orca"]
+    assert values["attainment"] > alone["attainment"]
+    assert len(eventlog.read(here / "e.jsonl")["orca", 0].tasks) == 200
+    main(
+        f"{SIM} --policy static --instances 2 --dispatch scls:slice=64 --total-tasks 60 "
+        "--save-result r.json"
+    )
+    values = saved(here / "r.json")["policies"]["static"]
+    assert sum(values["finish"].values()) == 60 and values["invalid_tokens"] > 0
+
+
 # ---- parts of a workload ------------------------------------------------------------------------
 
 
@@ -236,6 +253,9 @@ def test_confidence_of_an_attainment() -> None:
         (f"{SIM} --latency-profile .", "--latency-profile"),
         (f"{SIM} --latency-profile broken.json", "JSON object"),
         ("-p m --latency-profile datacenter-vllm", "--executor sim"),
+        ("-p m --instances 2", "--executor sim"),
+        (f"{SIM} --instances 0", "--instances"),
+        (f"{SIM} --dispatch random", "random"),
         (f"{SIM} --capacity 0", "--capacity"),
         (f"{SIM} --capacity 1.5", "--capacity"),
         (f"{SIM} --capacity .9 --load 2", "--capacity"),

@@ -60,7 +60,8 @@ class Simulation:
         columns: what became of them, one entry a task: arrival, first_token, last_token, finish,
             max_gap, max_lateness (s of virtual time, NaN without tokens), tokens, reason (place
             in eventlog.REASONS + 1).
-        metrics: those of the result file (`benchmark --save-result`), and wall_s.
+        metrics: those of the result file (`benchmark --save-result`), and wall_s, padding and
+            what each instance did.
         log, steps: event log and step records; None for runs without them.
         latency_json: what the policy came to believe of step times.
         policy_state: `Policy.inspect()` at the end.
@@ -98,6 +99,8 @@ def simulate(
     blocks: int | None = None,
     host_blocks: int | None = None,
     belief: _core.LatencyModel | None = None,
+    instances: int = 1,
+    dispatch: str = "round_robin",
     event_log: bool | None = None,
     percentiles: Sequence[float] = metrics.PERCENTILES,
     goodput: Slo | None = None,
@@ -117,6 +120,8 @@ def simulate(
         max_concurrency: above 0, a closed loop with so many tasks in flight; arrivals are ignored.
         max_rows, max_step_tokens, blocks, host_blocks: instead of the profile's.
         belief: what the policy is shown, instead of the profile's belief for this seed.
+        instances: so many such machines, each under `policy` (then its text), behind a dispatcher.
+        dispatch: which of them serves a task: round_robin, least_loaded, scls, with parameters.
         event_log: keep event log and step records; None: up to 10,000 tasks. Without them the
             metrics come from each task's columns and from quantile sketches (0.5 %), and those
             that need every token or step are None.
@@ -175,6 +180,8 @@ def simulate(
         in_flight=max_concurrency,
         record_events=record,
         percentiles=metrics.points(percentiles),
+        instances=instances,
+        dispatch=dispatch,
         progress=progress,
     )
     wall = time.perf_counter() - started
@@ -187,7 +194,7 @@ def simulate(
     return Simulation(
         tasks=columns,
         columns={key: result[key] for key in _COLUMNS},
-        metrics={**measured, "wall_s": wall},
+        metrics={**measured, **_instance_metrics(result), "wall_s": wall},
         log=log,
         steps=steps,
         latency_json=result["latency_json"],
@@ -210,6 +217,21 @@ def _check(tasks: TaskColumns) -> None:
         if wrong.any():
             i = int(np.argmax(wrong))
             checks.integer(f"task {i}: {name}", int(values[i]), low, checks.MAX_TOKENS)
+
+
+def _instance_metrics(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What padding costs, and how evenly instances end (standard deviation of the time at which
+    each ended its last step)."""
+    ends = [instance["end"] for instance in result["instances"]]
+    return {
+        "invalid_tokens": result["invalid_tokens"],
+        "pad_tokens": result["pad_tokens"],
+        "instances": [
+            {"tasks": i["ended"], "steps": i["num_steps"], "busy_s": i["busy_seconds"]}
+            for i in result["instances"]
+        ],
+        "instance_end_std_s": float(np.std(ends)),
+    }
 
 
 def work_on(workload: Workload, profile: Profile, max_rows: int | None = None) -> OfferedWork:

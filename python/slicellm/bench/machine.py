@@ -159,6 +159,8 @@ class SimulatedMachine:
     profile: Profile
     max_rows: int
     kv_cache_bytes: int = 0
+    instances: int = 1
+    dispatch: str = "round_robin"
 
     @property
     def latency(self) -> LatencyModel:
@@ -166,7 +168,8 @@ class SimulatedMachine:
 
     @property
     def about(self) -> str:
-        return f"{self.profile.name}, simulated: {self.profile.about}"
+        many = f"{self.instances} x " if self.instances > 1 else ""
+        return f"{many}{self.profile.name}, simulated: {self.profile.about}"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -205,6 +208,8 @@ class SimulatedMachine:
             max_concurrency=in_flight,
             max_rows=self.max_rows,
             blocks=self._blocks,
+            instances=self.instances,
+            dispatch=self.dispatch,
             event_log=True if wanted.event_log else None,
             percentiles=wanted.percentiles,
             goodput=wanted.goodput,

@@ -60,7 +60,10 @@ def _benchmark(args: argparse.Namespace) -> None:
 def _machine(args: argparse.Namespace) -> Machine:
     if args.executor == "sim":
         profile = load_profile(args.latency_profile or DEFAULT_PROFILE)
-        return SimulatedMachine(profile, args.batch or profile.max_rows, args.kv_cache_limit)
+        rows = args.batch or profile.max_rows
+        return SimulatedMachine(
+            profile, rows, args.kv_cache_limit, args.instances or 1, args.dispatch or "round_robin"
+        )
     model = load_model(args)
     return ModelMachine(model, latency_model(model), args.batch or 64, args.kv_cache_limit)
 

@@ -118,6 +118,19 @@ def build_parser(prog: str = "benchmark") -> Parser:
         help="the machine that sim stands for: a profile of `slicellm profiles` or a file "
         f"(default {DEFAULT_PROFILE})",
     )
+    g.add_argument(
+        "--instances",
+        metavar="N",
+        type=whole(1, 1024),
+        help="so many simulated machines behind a dispatcher (default 1); saturation and --load "
+        "stay those of one",
+    )
+    g.add_argument(
+        "--dispatch",
+        metavar="NAME",
+        help="which of them serves a task: round_robin, least_loaded or scls:slice=128,...; "
+        "`slicellm policies` lists them (default round_robin)",
+    )
 
     g = parser.add_argument_group("policies")
     g.add_argument(
@@ -190,8 +203,10 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.executor not in ("cpu", "sim"):
         raise checks.invalid("--executor", args.executor, "cpu or sim")
-    if args.latency_profile is not None and args.executor != "sim":
-        raise checks.invalid("--latency-profile", args.latency_profile, "--executor sim beside it")
+    for flag in ("latency_profile", "instances", "dispatch"):
+        if getattr(args, flag) is not None and args.executor != "sim":
+            name = f"--{flag.replace('_', '-')}"
+            raise checks.invalid(name, getattr(args, flag), "--executor sim beside it")
     check_workload(args)
     many = args.rates is not None or args.loads is not None or args.capacity is not None
     for flag in ("event_log", "output", "test_mode"):

@@ -141,7 +141,15 @@ def info(args: argparse.Namespace) -> None:
 
 
 def policies(args: argparse.Namespace) -> None:
-    found: list[dict[str, Any]] = _core.list_policies()
+    # Dispatchers (several simulated machines) are listed behind the policies.
+    found: list[dict[str, Any]] = [
+        {**entry, "flag": flag}
+        for flag, entries in (
+            ("--policy", _core.list_policies()),
+            ("--dispatch", _core.list_dispatchers()),
+        )
+        for entry in entries
+    ]
     if args.name is not None:
         names = ", ".join(policy["name"] for policy in found)
         found = [policy for policy in found if policy["name"] == args.name]
@@ -152,7 +160,7 @@ def policies(args: argparse.Namespace) -> None:
         return
     for policy in found:
         print(f"{policy['name']}: {policy['summary']}")
-        print(f"  source: {policy['source']}")
+        print(f"  source: {policy['source']}; used by {policy['flag']}")
         for parameter in policy["parameters"]:
             name, default = parameter["name"], parameter["default"]
             print(f"  {name}={default}".ljust(30) + parameter["help"])
