@@ -255,6 +255,7 @@ def test_confidence_of_an_attainment() -> None:
         ("-p m --latency-profile datacenter-vllm", "--executor sim"),
         ("-p m --instances 2", "--executor sim"),
         (f"{SIM} --instances 0", "--instances"),
+        (f"{SIM} --instances 2 --bound", "one instance"),
         (f"{SIM} --dispatch random", "random"),
         (f"{SIM} --capacity 0", "--capacity"),
         (f"{SIM} --capacity 1.5", "--capacity"),

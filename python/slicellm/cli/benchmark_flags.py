@@ -213,6 +213,8 @@ def check(args: argparse.Namespace) -> None:
         if many and getattr(args, flag):
             name = f"--{flag.replace('_', '-')}"
             raise checks.invalid(name, "many runs", "one rate, by --load or --lambda")
+    if args.bound and args.instances is not None and args.instances > 1:
+        raise checks.invalid("--bound", "the flag", "one instance, as the bound is of one machine")
     if args.capacity is not None and args.bound:
         raise checks.invalid("--bound", "the flag", "no --capacity, whose search has no bound")
     if args.capacity is not None and args.plot:
