@@ -104,6 +104,21 @@ def test_a_prompt_without_room_closes_the_door() -> None:
     assert t.step().prefill == ((1, 48), (2, 8))
 
 
+def test_the_door_is_closed_for_those_on_the_host_too() -> None:
+    t = table(total_blocks=4, total_host_blocks=4)
+    h = t.add(prompt_len=8, tpot_ms=1000)
+    t.step()
+    d, e = t.add(prompt_len=31, tpot_ms=10), t.add(prompt_len=32, max_tokens=1, tpot_ms=10)
+    plan = t.step()
+    assert plan.kv == (("swap_out", h),) and plan.prefill == ((d, 31), (e, 32))
+    long = t.add(prompt_len=48, ttft_ms=500)  # three blocks; h would fit in one
+    for _ in range(15):
+        plan = t.step()
+        assert plan.decode == (d,) and plan.kv == () and plan.prefill == ()
+    plan = t.step()
+    assert plan.prefill == ((long, 48),) and plan.kv == (("swap_in", h),) and plan.decode == (h,)
+
+
 def test_an_indivisible_prompt_takes_the_step_when_it_is_first() -> None:
     t = table(max_step_tokens=32)
     d = t.add(ttft_ms=100, tpot_ms=100)

@@ -83,6 +83,12 @@ def test_a_prompt_starts_when_all_of_it_fits_beside_what_runs() -> None:
     assert [t.step().prefill for _ in range(4)] == [((1, 20),)] * 3 + [((1, 4), (2, 8))]
 
 
+def test_prompts_that_join_together_fit_together() -> None:
+    t = table("sarathi:token_budget=64", total_blocks=5)
+    t.add(prompt_len=48), t.add(prompt_len=48)  # three blocks each, though 16 tokens would fit
+    assert t.step().prefill == ((0, 48),)
+
+
 @pytest.mark.parametrize("order", ["fcfs", "spf"])
 def test_the_youngest_is_computed_again_from_the_front_of_the_queue(order: str) -> None:
     # Four blocks of 16. Both hold two until, with 32 tokens in KV, each needs a third.

@@ -30,6 +30,19 @@ def test_a_decode_makes_room_for_prompts_until_its_last_schedulable_time() -> No
     assert plan.decode == (a,) and plan.prefill == ((b, 30), (c, 19))
 
 
+@pytest.mark.parametrize(("tpot_ms", "urgent"), [(349, True), (351, False)])
+def test_the_last_schedulable_time_to_the_millisecond(tpot_ms: float, urgent: bool) -> None:
+    # After steps of 10 and 50 ms LST = 10 + TPOT - 10 * 30 ms, and it is 60 ms.
+    t = table("slai:variant=fcfs_fixed,token_budget=50")
+    t.add(prompt_len=10, tpot_ms=tpot_ms)
+    t.step()
+    t.add(prompt_len=200, tpot_ms=1000)
+    t.step()
+    plan = t.step()
+    assert plan.decode == ((0,) if urgent else ())
+    assert plan.prefill == ((1, 49 if urgent else 50),)
+
+
 def test_other_decodes_take_what_prompts_leave() -> None:
     t = table("slai:variant=fcfs_fixed,token_budget=50")
     a = t.add(prompt_len=10, tpot_ms=1000)
