@@ -104,19 +104,19 @@ def test_a_prompt_without_room_closes_the_door() -> None:
     assert t.step().prefill == ((1, 48), (2, 8))
 
 
-def test_the_door_is_closed_for_those_on_the_host_too() -> None:
+def test_who_lost_kv_comes_back_in_order() -> None:
     t = table(total_blocks=4, total_host_blocks=4)
-    h = t.add(prompt_len=8, tpot_ms=1000)
-    t.step()
+    long, short = t.add(prompt_len=40, tpot_ms=400), t.add(prompt_len=8, tpot_ms=1000)
+    assert t.step().prefill == ((long, 40), (short, 8))  # three blocks and one
     d, e = t.add(prompt_len=31, tpot_ms=10), t.add(prompt_len=32, max_tokens=1, tpot_ms=10)
     plan = t.step()
-    assert plan.kv == (("swap_out", h),) and plan.prefill == ((d, 31), (e, 32))
-    long = t.add(prompt_len=48, ttft_ms=500)  # three blocks; h would fit in one
-    for _ in range(15):
+    assert plan.kv == (("swap_out", short), ("swap_out", long))
+    assert plan.prefill == ((d, 31), (e, 32))
+    for _ in range(15):  # d holds two blocks, then three: the short one would fit
         plan = t.step()
-        assert plan.decode == (d,) and plan.kv == () and plan.prefill == ()
+        assert plan.decode == (d,) and plan.kv == ()
     plan = t.step()
-    assert plan.prefill == ((long, 48),) and plan.kv == (("swap_in", h),) and plan.decode == (h,)
+    assert plan.kv == (("swap_in", long), ("swap_in", short)) and plan.decode == (long, short)
 
 
 def test_an_indivisible_prompt_takes_the_step_when_it_is_first() -> None:
