@@ -9,8 +9,6 @@
 //  * The watermark is not kept for a task that would run alone: it may need every block.
 //  * A prompt longer than max_num_batched_tokens (vLLM refuses it) is cut, and its chunks are the
 //    first in steps of prompts; one that cannot be cut runs whole.
-#include <algorithm>
-
 #include "policy/json.h"
 #include "policy/policies.h"
 #include "policy/roster.h"
