@@ -100,6 +100,41 @@ def test_a_broken_plan_ends_the_engine_with_the_rule(model: _core.Model) -> None
     assert "plan is empty with wake_at: got inf" in failure(model, Sleeps())
 
 
+def test_padding_is_really_computed_by_the_model(model: _core.Model) -> None:
+    longest = model.spec["max_positions"]
+
+    class Pads(RoundRobin):
+        def plan(self, view: View) -> StepPlan:
+            plan = super().plan(view)
+            plan.padding_prompts = [7]
+            plan.padding_rows = [longest - 1, self.context]
+            return plan
+
+    policy = Pads()
+    policy.context = 20
+    engine = _core.Engine(model, policy, LATENCY)
+    try:
+        result = engine.submit(task()).wait(30.0)
+        engine.wait_idle()
+        engine.check_integrity()
+        steps = engine.drain_steps()
+        free = engine.stats()["free_blocks"]
+    finally:
+        engine.close()
+    assert free == engine.stats()["total_blocks"]
+    assert steps["padding_rows"].tolist() == [2] * 8
+    assert steps["padding_tokens"].tolist() == [7] * 8
+    alone = _core.Engine(model, "orca", LATENCY)
+    try:
+        assert alone.submit(task()).wait(30.0)["token_ids"] == result["token_ids"]
+    finally:
+        alone.close()
+    # The model refuses a padding row beyond its longest context, as it does any other.
+    beyond = Pads()
+    beyond.context = longest
+    assert f"at most {longest} tokens, the model's longest context" in failure(model, beyond)
+
+
 def test_a_policy_may_wait_and_refuse(model: _core.Model) -> None:
     class Waits(RoundRobin):
         def plan(self, view: View) -> StepPlan:

@@ -504,10 +504,66 @@ void test_view() {
   CHECK(seen[1].second == seen[2].second && seen[0].second != seen[1].second);
 }
 
+struct BatchRecorder : test::ToyExecutor {
+  using ToyExecutor::ToyExecutor;
+  Ticket submit(Batch batch) override {
+    batches.push_back(batch);
+    return ToyExecutor::submit(std::move(batch));
+  }
+  std::vector<Batch> batches;
+};
+
+// Padding reaches the executor as sequences of nobody on blocks of their own, and takes time; the
+// task does not notice.
+void test_padding() {
+  auto executor = std::make_shared<BatchRecorder>(8, 0, 4);
+  auto policy = std::make_unique<ScriptPolicy>([](const View& view) {
+    StepPlan plan = run_all(view);
+    if (plan.prefill.empty()) {
+      CHECK(view.free_blocks == 7);  // the task has one; what padding had is back
+      plan.padding.rows = {5};
+    } else {
+      plan.padding.prompts = {2};
+    }
+    return plan;
+  });
+  auto engine = Engine::make(executor, std::move(policy), test::toy_latency(), make_virtual_clock(),
+                             EngineOptions());
+  const auto handle = engine->submit(make_task({1, 2, 3}, 2));
+  CHECK(engine->wait_idle(10));
+  engine->check_integrity();
+  const TaskResult result = handle->wait(0);
+  CHECK(ids(result) == test::toy_output({1, 2, 3}, 2));
+  CHECK(std::abs(result.tokens[0].time - 0.015) < 1e-6);  // five tokens, then two
+  CHECK(std::abs(result.tokens[1].time - 0.027) < 1e-6);
+
+  CHECK(executor->batches.size() == 2);
+  for (const Batch& batch : executor->batches) {
+    CHECK(batch.sequences.size() == 2 && batch.sequences[0].task == result.id);
+    for (int32_t block : batch.sequences[1].blocks) {
+      for (int32_t of_task : batch.sequences[0].blocks) CHECK(block != of_task);
+    }
+  }
+  const BatchSequence& pads = executor->batches[0].sequences[1];
+  CHECK(pads.task == kNoTask && pads.begin == 3 && pads.count == 2 && pads.past == 0);
+  CHECK(!pads.sample && pads.blocks.size() == 1);
+  const BatchSequence& row = executor->batches[1].sequences[1];
+  CHECK(row.task == kNoTask && row.begin == 1 && row.count == 1 && row.past == 5);
+  CHECK(row.sample && row.prompt_len <= row.past && row.blocks.size() == 2);
+
+  const std::vector<StepRecord> steps = engine->drain_steps();
+  CHECK(steps.size() == 2 && steps[0].prefill_tokens == 3 && steps[0].padding_tokens == 2);
+  CHECK(steps[0].prefill_rows == 1 && steps[0].padding_rows == 0);
+  CHECK(steps[1].decode_rows == 1 && steps[1].padding_rows == 1 && steps[1].padding_tokens == 0);
+  // The belief: 10 ms and 1 ms a prompt token; 10 ms a decode step of any rows.
+  CHECK(std::abs(steps[0].predicted - 0.015) < 1e-9 && std::abs(steps[1].predicted - 0.010) < 1e-9);
+}
+
 }  // namespace
 
 int main() {
   test_two_tasks();
+  test_padding();
   test_reasons();
   test_deadline();
   test_rejected();
