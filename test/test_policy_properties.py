@@ -128,6 +128,7 @@ BOUNDED_WAIT = [
     "fastserve:max_batch=3,starvation_steps=20,starvation_ms=200",
     "static:batch=4",
     "ils:max_parallel=3",
+    "scls:slice=8,gamma_ms=100",
     "sarathi",
     "vllm",
     "slai:variant=fcfs_fixed",

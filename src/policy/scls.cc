@@ -67,10 +67,8 @@ class Scls : public Policy {
   std::string inspect() const override {
     const State& s = state_;
     JsonObject json;
-    json.add("waiting", static_cast<int64_t>(s.scheduler.pool().size()));
-    json.add("queued", s.scheduler.queued());
+    s.scheduler.describe(json);
     json.add("running", s.batch.live());
-    json.add("load_ms", s.scheduler.loads()[0] * 1e3);
     json.add("batches", s.batches).add("rows", s.rows).add("early_returns", s.early_returns);
     return json.text();
   }

@@ -104,12 +104,13 @@ void SclsScheduler::returned(int32_t instance, double predicted) {
   loads_[instance] = std::max(0.0, loads_[instance] - predicted);
 }
 
-int64_t SclsScheduler::queued() const {
-  int64_t count = 0;
+void SclsScheduler::describe(JsonObject& json) const {
+  int64_t queued = 0;
   for (const auto& queue : queues_) {
-    for (const SclsBatch& batch : queue) count += static_cast<int64_t>(batch.items.size());
+    for (const SclsBatch& batch : queue) queued += static_cast<int64_t>(batch.items.size());
   }
-  return count;
+  json.add("waiting", static_cast<int64_t>(pool_.size())).add("queued", queued);
+  json.add("load_s", loads_).add("prefill_s", times_.prefill()).add("step_s", times_.step());
 }
 
 }  // namespace slicellm

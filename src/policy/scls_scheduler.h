@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "policy/json.h"
 #include "policy/parameters.h"
 #include "policy/serving_times.h"
 
@@ -66,7 +67,8 @@ class SclsScheduler {
   SclsBatch take(int32_t instance);                   // its load stays until it returned
   void returned(int32_t instance, double predicted);  // SclsBatch::seconds
   std::span<const double> loads() const { return loads_; }
-  int64_t queued() const;  // tasks in queues
+  // Adds waiting and queued tasks, loads, and p1 .. p4 and d1 .. d4 as of the last schedule.
+  void describe(JsonObject& json) const;
 
  private:
   SclsOptions options_;

@@ -75,8 +75,7 @@ class SclsDispatcher final : public Dispatcher {
 
   std::string inspect() const override {
     JsonObject json;
-    json.add("waiting", static_cast<int64_t>(scheduler_.pool().size()));
-    json.add("queued", scheduler_.queued());
+    scheduler_.describe(json);
     json.add("batches", batches_).add("rows", rows_).add("early_returns", early_returns_);
     return json.text();
   }
