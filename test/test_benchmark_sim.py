@@ -155,10 +155,11 @@ def test_lengths_and_classes_in_any_combination(here: Path) -> None:
     log = log_of(
         here,
         "--slo-class fast:900:50::10:3 --slo-class slow:::9000 --prompt-length fixed:7 "
-        "--output-length uniform:2:4 --total-tasks 8 --slo-scale 1",
+        "--output-length uniform:2:4 --total-tasks 8 --latency-profile datacenter-vllm",
     )
     assert [t.prompt_tokens for t in log.tasks] == [7] * 8
     fast = next(t for t in log.tasks if t.class_name == "fast")
+    # Targets of the command line are not scaled, whatever the machine.
     assert (fast.slo.ttft_ms, fast.slo.tpot_ms, fast.slo.deadline_ms) == (900, 50, None)
     assert fast.utility == 10 and sum(t.class_name == "fast" for t in log.tasks) == 6  # 3 of 4
     slow = next(t for t in log.tasks if t.class_name == "slow")
@@ -214,7 +215,7 @@ def test_capacity_of_a_queue_that_is_known_by_hand(
     (here / "queue.json").write_text(machine.to_json())
     main(
         f"{SIM} --latency-profile queue.json --slo-class a:::150 --prompt-length fixed:1 "
-        "--output-length fixed:1 --slo-scale 1 --uniform --total-tasks 10 --capacity 0.5 "
+        "--output-length fixed:1 --uniform --total-tasks 10 --capacity 0.5 "
         "--save-result r.json"
     )
     result = saved(here / "r.json")

@@ -148,7 +148,11 @@ def read_source(args: argparse.Namespace) -> Source:
         given = [replace(t, utility=args.utility.get(t.class_name, t.utility)) for t in given]
         return FileTasks(name, tuple(given), recorded)
     workload = _read_workload(args).with_utility(args.utility)
-    return GeneratedTasks(workload.capped(args.limit) if args.limit else workload)
+    # Targets that the command line spells out are meant as they are.
+    return GeneratedTasks(
+        workload.capped(args.limit) if args.limit else workload,
+        default_slo_scale=1.0 if args.slo_class else None,
+    )
 
 
 def _read_workload(args: argparse.Namespace) -> Workload:

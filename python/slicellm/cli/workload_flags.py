@@ -151,7 +151,8 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         type=slo_scale,
         help="multiplies every target; auto = l(1) of this machine / 14 ms, so that it faces "
-        "the same problem as the paper's GPU (default auto; 1 for files, --test-mode)",
+        "the same problem as the paper's GPU (default auto; 1 for files, --slo-class, "
+        "--test-mode)",
     )
     seeds = g.add_mutually_exclusive_group()
     seeds.add_argument(
