@@ -71,7 +71,13 @@ def reference(pieces: list[bytes], stop: list[str]) -> tuple[str, int, bool]:
 
     for used in range(1, len(pieces) + 1):
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        text = cut(decoder.decode(b"".join(pieces[:used])))  # what is decided by now
+        decided = decoder.decode(b"".join(pieces[:used]))
+        kept, _ = decoder.getstate()
+        if kept[:1] == b"\xed" and kept[1:] >= b"\xa0":
+            # The start of a surrogate, which Python keeps for `surrogatepass`: no character can
+            # begin so.
+            decided += kept.decode("utf-8", "replace")
+        text = cut(decided)
         if text is not None:
             return text, used, True
     text = b"".join(pieces).decode("utf-8", "replace")
