@@ -83,6 +83,30 @@ def test_scls_slices_over_two_instances_by_hand() -> None:
     np.testing.assert_allclose([i["end"] for i in run["instances"]], [0.420, 0.3608])
 
 
+def test_slices_are_one_task_in_the_event_log() -> None:
+    run = simulate(
+        [(0.0, 100, 3, 9), (0.0, 1000, 1, 9)],
+        "static",
+        dispatch="scls:slice=2,gamma_ms=300",
+        instances=2,
+        record_events=True,
+    )
+    # On instance 1 at once: 60 + 10 ms; again at 300 ms with 102 tokens, 60.8 ms.
+    events = [(round(t, 6), kind, value) for t, task, kind, value in run["events"] if task == 1]
+    assert events == [
+        (0.0, "arrive", 0),
+        (0.0, "admit", 0),
+        (0.060, "prefill", 100),
+        (0.060, "token", 0),
+        (0.070, "token", 0),
+        (0.070, "preempt", 101),
+        (0.300, "resume", 0),
+        (0.3608, "prefill", 102),
+        (0.3608, "token", 0),
+        (0.3608, "finish", 1),
+    ]
+
+
 def test_scls_over_one_instance_is_the_policy_scls() -> None:
     # Both make the same batches where every step's end is also the time of a schedule.
     tasks = [(0.0, p, n, cap) for _, p, n, cap in random_tasks(40, 3)]

@@ -49,6 +49,7 @@ POLICIES = {
     "SCLS, S = 64": (f"static:batch={MAX_ROWS}", "scls:slice=64"),
     "SCLS, S = 128": (f"static:batch={MAX_ROWS}", "scls:slice=128"),
     "SCLS, S = 256": (f"static:batch={MAX_ROWS}", "scls:slice=256"),
+    "SCLS, S = 512": (f"static:batch={MAX_ROWS}", "scls:slice=512"),
     "orca, KV is the only cap": (f"orca:max_batch={MAX_ROWS}", "round_robin"),
 }
 METRICS = {
@@ -226,8 +227,8 @@ def write_report(results: Path) -> None:
         "Throughput of the best SCLS over SLS and ILS: over the better and over the smaller size.",
         "",
         "| overhead (ms) | instances | requests/s each | SCLS | over best SLS | over SLS of 8 "
-        "| over best ILS | over ILS of 8 |",
-        "|---" * 8 + "|",
+        "| over best ILS | over ILS of 8 | std of completion (s): SLS of 8, ILS of 8, SCLS |",
+        "|---" * 9 + "|",
     ]
     tables: list[str] = []
     for (overhead, instances, rate), group in groups:
@@ -236,7 +237,12 @@ def write_report(results: Path) -> None:
             f"{100 * (ours / best(group, kind)[0] - 1):+.1f} %"
             for kind in ("SLS", "SLS, batches of 8", "ILS", "ILS, 8")
         ]
+        stds = [
+            f"{np.mean([m['completion_std_s'] for m in group[name]]):.3g}"
+            for name in ("SLS, batches of 8", "ILS, 8 in parallel", label)
+        ]
         row = [f"{overhead:g}", f"{instances}", f"{rate:g}", f"{ours:.3g} ({label[6:]})", *percent]
+        row.append(", ".join(stds) if instances > 1 else "")
         gains.append("| " + " | ".join(row) + " |")
         plural = "s" if instances > 1 else ""
         title = (

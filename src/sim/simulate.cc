@@ -166,11 +166,11 @@ class Simulation {
     }
     if (!steps.empty()) instance.end = steps.back().start + steps.back().duration;
     for (const LogEvent& e : events) {
+      if (options_.engine.record_events) record(e);
       if (e.kind == EventKind::token) read_token(e);
       if (e.kind == EventKind::finish || e.kind == EventKind::reject) read_end(k, e);
     }
     if (!options_.engine.record_events) return;
-    result_.events.insert(result_.events.end(), events.begin(), events.end());
     result_.steps.insert(result_.steps.end(), steps.begin(), steps.end());
   }
 
@@ -191,13 +191,32 @@ class Simulation {
     t.last_token[i] = e.t;
   }
 
-  // A task or a slice of it is over.
+  // Keeps an event as an event of the whole task: between two slices it is preempted and resumes.
+  void record(LogEvent e) {
+    const size_t i = static_cast<size_t>(e.task - 1);
+    const int32_t produced = result_.tasks.tokens[i];
+    if (produced > 0 && e.kind == EventKind::arrive) return;
+    if (produced > 0 && e.kind == EventKind::admit) e.kind = EventKind::resume;
+    if (e.kind == EventKind::finish && !ends_task(e)) {
+      e.kind = EventKind::preempt;
+      e.value = tasks_[i].prompt_tokens + produced - 1;
+    }
+    result_.events.push_back(e);
+  }
+
+  // Does a finish event end its task, or a slice of it?
+  bool ends_task(const LogEvent& e) const {
+    const size_t i = static_cast<size_t>(e.task - 1);
+    return static_cast<FinishReason>(e.value) != FinishReason::length ||
+           result_.tasks.tokens[i] >= tasks_[i].max_tokens;
+  }
+
   void read_end(size_t k, const LogEvent& e) {
     SimTaskResults& t = result_.tasks;
     const size_t i = static_cast<size_t>(e.task - 1);
     const FinishReason reason =
         e.kind == EventKind::reject ? FinishReason::rejected : static_cast<FinishReason>(e.value);
-    const bool ended = reason != FinishReason::length || t.tokens[i] >= tasks_[i].max_tokens;
+    const bool ended = e.kind == EventKind::reject || ends_task(e);
     if (ended) {
       t.finish[i] = e.t;
       t.reason[i] = static_cast<uint8_t>(reason);
