@@ -26,7 +26,7 @@ from slicellm.bench.bound_windows import Grid, Windows, make_grid, windows_of
 from slicellm.bench.saturation import Latency
 from slicellm.bench.tasks import TaskColumns
 
-_BUDGET = 24_000  # (task, bin) pairs; more make the bound sharper and slower
+_BUDGET, _BUDGET_PER_TASK = 8_000, 12  # (task, bin) pairs; more: a sharper bound, later
 _MOST_SECONDS = 300.0  # for one linear program
 
 
@@ -91,7 +91,7 @@ def upper_bound(
     max_step_tokens: int = 2048,
     caveat: str = "",
     closed_loop: bool = False,
-    budget: int = _BUDGET,
+    budget: int | None = None,
     details: bool = False,
 ) -> Bound:
     """The bound for an engine with these limits on a machine whose steps take what `latency`
@@ -102,7 +102,8 @@ def upper_bound(
         caveat: why steps may take less than `latency` says, if they may: then a lucky run can
             exceed the bound, and it is not valid.
         closed_loop: arrivals depend on the schedule, so that there is none to bound.
-        budget: pairs of tasks and bins; the bins become as fine as it allows.
+        budget: pairs of tasks and bins; the bins become as fine as it allows. None: as many as
+            take seconds for up to 1,000 tasks.
         details: also returns what the linear program makes of each task.
 
     Raises InvalidArgument without highspy.
@@ -121,7 +122,8 @@ def upper_bound(
         return Bound(1.0, 1.0, False, f"not valid: {steps}", 1.0, 1.0, 0, 0.0)
 
     windows = windows_of(tasks, steps)
-    grid = make_grid(windows, steps, budget) if windows.competing.any() else None
+    pairs = _BUDGET + _BUDGET_PER_TASK * len(tasks) if budget is None else budget
+    grid = make_grid(windows, steps, pairs) if windows.competing.any() else None
     notes = []
     if caveat:
         notes.append(f"not valid: {caveat}, so that a lucky run may exceed it")

@@ -1,17 +1,22 @@
 """The linear program of the upper bound, whose duals are the prices that the certificate is drawn
 from. Solved by HiGHS, an optional dependency.
 
-Over competing tasks i, bins k and step kinds s of d_s decode rows and c_s prefill tokens:
+Over competing tasks i, bins k, step kinds s of d_s decode rows and c_s prefill tokens, and groups g
+of step kinds with about as many decode rows:
 
-    X_i in [0, 1]   the share of the task that is met     x_ik >= 0   its decode tokens in bin k
-    y_ks >= 0       steps of kind s in bin k              z_ik >= 0   the share of its prefill there
+    X_i in [0, 1]   the share of the task that is met
+    y_ks >= 0       steps of kind s in bin k
+    x_ikg >= 0      the task's decode tokens in bin k by steps of group g
+    z_ik >= 0       the share of its prefill in bin k
 
     max sum U_i X_i   s.t.
-    sum_k x_ik = (n_i - 1) X_i                  sum_k z_ik = X_i
-    sum_i x_ik <= sum_s d_s y_ks                sum_i p_i z_ik <= sum_s c_s y_ks
-    x_ik <= sum of y_ks with d_s > 0            z_ik <= sum of y_ks with c_s > 0
-    sum_{k' <= k} x_ik' <= (n_i - 1) sum_{k' <= k} z_ik'
-    time of the y_ks + context and chunk work of x_ik and z_ik <= width of bin k
+    sum_kg x_ikg = (n_i - 1) X_i                        sum_k z_ik = X_i
+    sum_i x_ikg <= sum of d_s y_ks with s in g          sum_i p_i z_ik <= sum_s c_s y_ks
+    x_ikg <= sum of y_ks with s in g                    z_ik <= sum of y_ks with c_s > 0
+    time of the y_ks + context and chunk work of x_ikg and z_ik <= width of bin k
+
+The groups tell that a step of few rows serves few tasks: without them full steps and steps of one
+row could be mixed as if every task were in all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +28,8 @@ import numpy as np
 
 from slicellm.bench.bound_steps import Floats, Ints, StepTimes
 from slicellm.bench.bound_windows import Grid, Windows
+
+_GROUPS = (4, 8)  # decode rows at which a new group begins
 
 
 @dataclass(frozen=True)
@@ -41,25 +48,39 @@ class Solution:
     prices: Prices
 
 
-class _Rows:
-    """Collects constraint rows as (row, column, value) triples."""
+class _Columns:
+    """Numbers columns."""
 
     def __init__(self) -> None:
+        self.count = 0
+
+    def block(self, *shape: int) -> Ints:
+        """Numbers of new columns, in that shape."""
+        start, self.count = self.count, self.count + int(np.prod(shape))
+        return np.arange(start, self.count).reshape(shape)
+
+
+class _Rows(_Columns):
+    """Numbers rows and collects their coefficients as (row, column, value) triples."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.parts: list[tuple[Ints, Ints, Floats]] = []
         self.lower: list[Floats] = []
         self.upper: list[Floats] = []
-        self.count = 0
 
-    def block(self, size: int, lower: float, upper: Floats | float) -> Ints:
-        """Numbers of `size` new rows."""
-        self.lower.append(np.full(size, lower))
-        self.upper.append(np.broadcast_to(np.asarray(upper, dtype=np.float64), (size,)))
-        self.count += size
-        return np.arange(self.count - size, self.count)
+    def limited(self, lower: float, upper: Floats | float, *shape: int) -> Ints:
+        """Numbers of new rows with these limits, in that shape."""
+        rows = self.block(*shape)
+        self.lower.append(np.full(rows.size, lower))
+        self.upper.append(np.broadcast_to(np.asarray(upper, dtype=np.float64), shape).ravel())
+        return rows
 
-    def add(self, rows: Ints, columns: Ints, values: Floats | float) -> None:
-        value = np.broadcast_to(np.asarray(values, dtype=np.float64), rows.shape)
-        self.parts.append((rows, columns, value))
+    def add(self, rows: Ints, columns: Ints, values: Floats | Ints | float) -> None:
+        """Coefficients at all pairs of `rows` and `columns`; everything is broadcast together."""
+        value = np.asarray(values, dtype=np.float64)
+        r, c, v = np.broadcast_arrays(rows, columns, value)
+        self.parts.append((r.ravel(), c.ravel(), v.ravel()))
 
 
 def solve(
@@ -70,94 +91,73 @@ def solve(
 
     inf = highspy.kHighsInf
     chosen = np.flatnonzero(windows.competing)
-    n, bins = len(chosen), len(grid.edges) - 1
+    n = len(chosen)
     prompt, decodes = windows.prompt[chosen], windows.decodes[chosen]
-    d_entry, z_entry = np.flatnonzero(grid.decode), np.flatnonzero(grid.prefill)
     kind_d, kind_c, kind_time = steps.columns()
-    kinds = len(kind_d)
-    used = np.unique(grid.bin)
-    place = np.full(bins, -1)
-    place[used] = np.arange(len(used))
-    at = place[grid.bin]
+    decoding, filling = np.flatnonzero(kind_d > 0), np.flatnonzero(kind_c > 0)
+    group = np.unique(np.searchsorted(_GROUPS, kind_d[decoding], "right"), return_inverse=True)[1]
+    groups = int(group.max()) + 1
+    used, at = np.unique(grid.bin, return_inverse=True)
+    bins, kinds = len(used), len(kind_d)
+    d_entry, z_entry = np.flatnonzero(grid.decode), np.flatnonzero(grid.prefill)
+    x_task, z_task, x_bin, z_bin = grid.task[d_entry], grid.task[z_entry], at[d_entry], at[z_entry]
 
-    x0 = n
-    z0 = x0 + len(d_entry)
-    y0 = z0 + len(z_entry)
-    s0 = y0 + len(used) * kinds
-    share = np.arange(n)
-    x, z = np.arange(x0, z0), np.arange(z0, y0)
-    y = np.arange(y0, s0).reshape(len(used), kinds)
-    x_task, z_task = grid.task[d_entry], grid.task[z_entry]
-    x_bin, z_bin = at[d_entry], at[z_entry]
+    columns = _Columns()
+    share = columns.block(n)
+    x = columns.block(len(d_entry), groups)
+    z = columns.block(len(z_entry))
+    y = columns.block(bins, kinds)
+    # How many steps of a group, and with prefill, there are: columns that keep the rows short.
+    in_group = columns.block(bins, groups)
+    with_prefill = columns.block(bins)
 
     rows = _Rows()
-    r = rows.block(n, 0, 0)
-    rows.add(r[x_task], x, 1.0)
-    rows.add(r, share, -decodes.astype(np.float64))
-    r = rows.block(n, 0, 0)
+    r = rows.limited(0, 0, n)
+    rows.add(r[x_task, None], x, 1.0)
+    rows.add(r, share, -decodes)
+    r = rows.limited(0, 0, n)
     rows.add(r[z_task], z, 1.0)
     rows.add(r, share, -1.0)
+    r = rows.limited(0, 0, bins, groups)
+    rows.add(r, in_group, -1.0)
+    rows.add(r[:, group], y[:, decoding], 1.0)
+    r = rows.limited(0, 0, bins)
+    rows.add(r, with_prefill, -1.0)
+    rows.add(r[:, None], y[:, filling], 1.0)
 
-    decoding, filling = np.flatnonzero(kind_d > 0), np.flatnonzero(kind_c > 0)
-    row_tokens = rows.block(len(used), -inf, 0)
-    rows.add(row_tokens[x_bin], x, 1.0)
-    rows.add(np.repeat(row_tokens, kinds), y.ravel(), -np.tile(kind_d, len(used)).astype(float))
-    row_prompt = rows.block(len(used), -inf, 0)
-    rows.add(row_prompt[z_bin], z, prompt[z_task].astype(np.float64))
-    rows.add(np.repeat(row_prompt, kinds), y.ravel(), -np.tile(kind_c, len(used)).astype(float))
-    row_x = rows.block(len(x), -inf, 0)
-    rows.add(row_x, x, 1.0)
-    # Sums of y a bin as columns of their own keep the rows short.
-    step_d = np.arange(s0, s0 + len(used))
-    step_c = step_d + len(used)
-    inventory = step_c[-1] + 1 + np.arange(len(d_entry))
-    for total, part in ((step_d, decoding), (step_c, filling)):
-        r = rows.block(len(used), 0, 0)
-        rows.add(r, total, -1.0)
-        rows.add(np.repeat(r, len(part)), y[:, part].ravel(), 1.0)
-    rows.add(row_x, step_d[x_bin], -1.0)
-    row_z = rows.block(len(z), -inf, 0)
-    rows.add(row_z, z, 1.0)
-    rows.add(row_z, step_c[z_bin], -1.0)
+    tokens = rows.limited(-inf, 0, bins, groups)
+    rows.add(tokens[x_bin], x, 1.0)
+    rows.add(tokens[:, group], y[:, decoding], -kind_d[decoding])
+    once = rows.limited(-inf, 0, len(d_entry), groups)
+    rows.add(once, x, 1.0)
+    rows.add(once, in_group[x_bin], -1.0)
+    prompts = rows.limited(-inf, 0, bins)
+    rows.add(prompts[z_bin], z, prompt[z_task])
+    rows.add(prompts[:, None], y, -kind_c)
+    whole = rows.limited(-inf, 0, len(z_entry))
+    rows.add(whole, z, 1.0)
+    rows.add(whole, with_prefill[z_bin], -1.0)
 
-    # inventory: prefilled so far, in decode tokens, less those decoded; it never falls below 0.
-    r = rows.block(len(x), 0, 0)
-    rows.add(r, inventory, -1.0)
-    rows.add(r, x, -1.0)
-    follows = np.flatnonzero(x_task[1:] == x_task[:-1]) + 1
-    rows.add(r[follows], inventory[follows - 1], 1.0)
-    # A task's entries before its first decode bin are prefilled into that bin.
-    last_at = np.full(len(grid.task), -1)
-    last_at[d_entry] = np.arange(len(x))
-    first_x = np.full(n, -1)
-    first_x[x_task[::-1]] = np.arange(len(x))[::-1]
-    z_row = np.where(grid.decode[z_entry], last_at[z_entry], first_x[z_task])
-    some = z_row >= 0
-    rows.add(r[z_row[some]], z[some], decodes[z_task[some]].astype(np.float64))
+    time = rows.limited(-inf, grid.width[used], bins)
+    rows.add(time[:, None], y, kind_time)
+    context = steps.context_s * (prompt + (decodes - 1) / 2)
+    rows.add(time[x_bin, None], x, context[x_task, None])
+    rows.add(time[z_bin], z, (steps.chunk_s * prompt**2 / 2 + steps.row_s)[z_task])
 
-    row_time = rows.block(len(used), -inf, grid.width[used])
-    rows.add(np.repeat(row_time, kinds), y.ravel(), np.tile(kind_time, len(used)))
-    mean_context = prompt + (decodes - 1) / 2
-    rows.add(row_time[x_bin], x, steps.context_s * mean_context[x_task])
-    rows.add(row_time[z_bin], z, (steps.chunk_s * prompt**2 / 2 + steps.row_s)[z_task])
-
-    count = int(inventory[-1]) + 1 if len(inventory) else int(step_c[-1]) + 1
-    cost = np.zeros(count)
+    cost, upper = np.zeros(columns.count), np.full(columns.count, inf)
     scale = float(utility.max())
-    cost[:n] = -utility / scale
-    upper = np.full(count, inf)
-    upper[:n] = 1.0
+    cost[share], upper[share] = -utility / scale, 1.0
     result = _run(rows, cost, upper, seconds)
     if isinstance(result, str):
         return result
     value, primal, dual = result
-    pay = np.maximum(-dual, 0.0) * scale
-    decode, whole = np.zeros(len(grid.task)), np.zeros(len(grid.task))
-    decode[d_entry] = pay[row_tokens][x_bin] + pay[row_x]
-    whole[z_entry] = pay[row_z]
-    token = np.zeros(bins)
-    token[used] = pay[row_prompt]
-    return Solution(-value * scale, primal[:n], Prices(decode, token, whole))
+    pay = np.maximum(-dual, 0.0) * scale  # clipped: a row <= has a dual <= 0 where cost is least
+    decode, whole_prompt = np.zeros(len(grid.task)), np.zeros(len(grid.task))
+    decode[d_entry] = (pay[tokens][x_bin] + pay[once]).min(axis=1)
+    whole_prompt[z_entry] = pay[whole]
+    prompt_token = np.zeros(len(grid.edges) - 1)
+    prompt_token[used] = pay[prompts]
+    return Solution(-value * scale, primal[share], Prices(decode, prompt_token, whole_prompt))
 
 
 def _run(

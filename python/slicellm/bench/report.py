@@ -63,7 +63,7 @@ _COLUMNS: tuple[Cell, ...] = (
     ("time in\nprefill", "prefill_share", _percent),
     ("plan us\np99", "plan_us/p99", _number),
 )
-# With --bound: shares of what nobody could exceed.
+# With --bound: shares of what nobody could exceed, in the place of what then has no room.
 _OPTIMALITY: tuple[Cell, ...] = (
     ("of bound:\ntasks", "optimality/attainment", _percent),
     ("\nutility", "optimality/utility", _percent),
@@ -71,8 +71,10 @@ _OPTIMALITY: tuple[Cell, ...] = (
 
 
 def _columns(results: Results) -> tuple[Cell, ...]:
-    bounded = any("optimality" in metrics for metrics in results.values())
-    return _COLUMNS[:2] + _OPTIMALITY + _COLUMNS[2:] if bounded else _COLUMNS
+    if not any("optimality" in metrics for metrics in results.values()):
+        return _COLUMNS
+    left = [c for c in _COLUMNS[2:] if c[1] not in ("output_tokens_per_s", "prefill_share")]
+    return (*_COLUMNS[:2], *_OPTIMALITY, *left)
 
 
 def _cell(
