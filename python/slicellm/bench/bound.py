@@ -26,7 +26,7 @@ from slicellm.bench.bound_windows import Grid, Windows, make_grid, windows_of
 from slicellm.bench.saturation import Latency
 from slicellm.bench.tasks import TaskColumns
 
-_BUDGET, _BUDGET_PER_TASK = 8_000, 12  # (task, bin) pairs; more: a sharper bound, later
+_BUDGET, _BUDGET_PER_TASK = 4_000, 8  # (task, bin) pairs; more: a sharper bound, later
 _MOST_SECONDS = 300.0  # for one linear program
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from slicellm.bench.bound_steps import Floats, Ints, StepTimes
 from slicellm.bench.bound_windows import Grid, Windows
 
+_TOLERANCE = 1e-4  # of the duals, whose rest the certificate makes good
 _GROUPS = (4, 8)  # decode rows at which a new group begins
 
 
@@ -181,6 +182,7 @@ def _run(
     solver.silent()
     solver.setOptionValue("solver", "ipm")
     solver.setOptionValue("run_crossover", "off")
+    solver.setOptionValue("ipm_optimality_tolerance", _TOLERANCE)
     solver.setOptionValue("time_limit", seconds)
     solver.setOptionValue("threads", 1)
     solver.passModel(lp)
