@@ -108,6 +108,16 @@ def test_large_runs_have_no_log_unless_asked(here: Path) -> None:
     assert values["task_itl_ms"]["p99"]["mean"] is None  # needs every token
 
 
+def test_without_jitter_steps_take_what_the_profile_says(here: Path) -> None:
+    (here / "t.jsonl").write_text('{"prompt_tokens": 10, "output_tokens": 3, "max_tokens": 9}\n')
+    main(f"{SIM} --tasks t.jsonl --jitter 0 --save-result r.json")
+    result = saved(here / "r.json")
+    assert result["config"]["jitter"] == 0
+    values = result["policies"]["orca"]
+    assert values["makespan_s"] == pytest.approx((20 + 0.4 * 10 + 2 * 14) / 1e3)
+    assert values["prediction_error"]["relative"]["mean"] == pytest.approx(0, abs=1e-9)
+
+
 def test_several_instances_behind_a_dispatcher(here: Path) -> None:
     line = f"{SIM} --policy orca --instances 2 --dispatch least_loaded --load 2 --total-tasks 200"
     main(f"{line} --save-result r.json --event-log e.jsonl")
@@ -255,6 +265,8 @@ def test_confidence_of_an_attainment() -> None:
         (f"{SIM} --latency-profile broken.json", "JSON object"),
         ("-p m --latency-profile datacenter-vllm", "--executor sim"),
         ("-p m --instances 2", "--executor sim"),
+        ("-p m --jitter 0", "--executor sim"),
+        (f"{SIM} --jitter -1", "--jitter"),
         (f"{SIM} --instances 0", "--instances"),
         (f"{SIM} --instances 2 --bound", "one instance"),
         (f"{SIM} --dispatch random", "random"),

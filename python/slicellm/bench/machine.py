@@ -173,7 +173,11 @@ class SimulatedMachine:
 
     @property
     def config(self) -> dict[str, Any]:
-        return {"profile": self.profile.name, "profile_provenance": dict(self.profile.provenance)}
+        return {
+            "profile": self.profile.name,
+            "profile_provenance": dict(self.profile.provenance),
+            "jitter": self.profile.jitter,
+        }
 
     def encode(self, text: str) -> list[int]:
         return [0] * -(-len(text.encode()) // 4)

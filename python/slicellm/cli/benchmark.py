@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from .._core import make_policy
 from ..bench import bound, checks, eventlog, plot, report
@@ -60,6 +61,8 @@ def _benchmark(args: argparse.Namespace) -> None:
 def _machine(args: argparse.Namespace) -> Machine:
     if args.executor == "sim":
         profile = load_profile(args.latency_profile or DEFAULT_PROFILE)
+        if args.jitter is not None:
+            profile = replace(profile, jitter=args.jitter)
         rows = args.batch or profile.max_rows
         return SimulatedMachine(
             profile, rows, args.kv_cache_limit, args.instances or 1, args.dispatch or "round_robin"

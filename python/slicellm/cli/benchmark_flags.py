@@ -119,6 +119,12 @@ def build_parser(prog: str = "benchmark") -> Parser:
         f"(default {DEFAULT_PROFILE})",
     )
     g.add_argument(
+        "--jitter",
+        metavar="SIGMA",
+        type=real(0, 1),
+        help="of simulated step times, and of what policies learn from, instead of the profile's",
+    )
+    g.add_argument(
         "--instances",
         metavar="N",
         type=whole(1, 1024),
@@ -203,7 +209,7 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.executor not in ("cpu", "sim"):
         raise checks.invalid("--executor", args.executor, "cpu or sim")
-    for flag in ("latency_profile", "instances", "dispatch"):
+    for flag in ("latency_profile", "jitter", "instances", "dispatch"):
         if getattr(args, flag) is not None and args.executor != "sim":
             name = f"--{flag.replace('_', '-')}"
             raise checks.invalid(name, getattr(args, flag), "--executor sim beside it")
