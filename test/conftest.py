@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_models
+from api_cases import LATENCY
+
+import slicellm
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +39,26 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def isa(request: pytest.FixtureRequest) -> str:
     """Every instruction set of the CPU kernels; `reference.loading.load` skips what is missing."""
     return str(request.param)
+
+
+# Of the Python API; the tests of the core make their own of the same names.
+
+
+@pytest.fixture(scope="session")
+def model(tiny_llama: Path) -> slicellm.Model:
+    return slicellm.load(tiny_llama, threads=1)
+
+
+@pytest.fixture(scope="session")
+def patient_model(tmp_path_factory: pytest.TempPathFactory) -> slicellm.Model:
+    """The tiny model with room for answers that take far longer than any test."""
+    path = tmp_path_factory.mktemp("patient") / "patient.flm"
+    return slicellm.load(tiny_models.make_llama_flm(path, positions=1 << 17), threads=1)
+
+
+@pytest.fixture
+def engine(patient_model: slicellm.Model) -> Iterator[slicellm.Engine]:
+    with slicellm.Engine(patient_model, "orca", latency=LATENCY, record_events=True) as engine:
+        yield engine
+        engine.wait_idle()
+        engine.core.check_integrity()
