@@ -28,10 +28,10 @@ def two_tasks() -> list[WorkloadTask]:
 
 @pytest.mark.parametrize("event_log", [True, False])
 def test_two_tasks_under_orca_by_hand(event_log: bool) -> None:
-    """  0 -  30 ms  prefill of task 0: 20 + 10
-        30 -  40     decode of task 0
-        40 -  75     decode of task 0 (10) and prefill of task 1 (20 + 5); task 0 ends
-        75 -  85     decode of task 1, which ends"""
+    """0 -  30 ms  prefill of task 0: 20 + 10
+    30 -  40     decode of task 0
+    40 -  75     decode of task 0 (10) and prefill of task 1 (20 + 5); task 0 ends
+    75 -  85     decode of task 1, which ends"""
     run = slicellm.simulate(two_tasks(), "orca", MACHINE, event_log=event_log)
     np.testing.assert_allclose(run.columns["first_token"], [0.030, 0.075])
     np.testing.assert_allclose(run.columns["last_token"], [0.075, 0.085])

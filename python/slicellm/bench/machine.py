@@ -116,7 +116,7 @@ class ModelMachine:
         return self._texts[text]
 
     def check(self, tasks: TaskColumns) -> None:
-        check_lengths(tasks, self.model.spec["max_positions"])
+        check_lengths(tasks, self.model.spec["max_positions"], "the model's context")
 
     def run(
         self,
@@ -183,7 +183,7 @@ class SimulatedMachine:
         return [0] * -(-len(text.encode()) // 4)
 
     def check(self, tasks: TaskColumns) -> None:
-        check_lengths(tasks, self._blocks * self.profile.block_tokens)
+        check_lengths(tasks, self._blocks * self.profile.block_tokens, "all KV of the machine")
 
     @property
     def _blocks(self) -> int:
@@ -242,16 +242,16 @@ def _outputs(run: Simulation) -> list[dict[str, Any]]:
     ]
 
 
-def check_lengths(tasks: TaskColumns, max_context: int) -> None:
-    """Refuses tasks without a prompt, or longer than `max_context` tokens in all."""
+def check_lengths(tasks: TaskColumns, most: int, what: str) -> None:
+    """Refuses tasks without a prompt, or longer than `most` tokens in all, which `what` holds."""
     if (tasks.prompt_tokens < 1).any():
         empty = int(np.argmax(tasks.prompt_tokens < 1))
         raise checks.invalid(f"task {empty}", "a prompt of no tokens", "at least one")
-    over = tasks.prompt_tokens + tasks.max_tokens > max_context
+    over = tasks.prompt_tokens + tasks.max_tokens > most
     if over.any():
         i = int(np.argmax(over))
         raise checks.invalid(
             f"task {i}",
             f"a prompt of {tasks.prompt_tokens[i]} and {tasks.max_tokens[i]} new tokens",
-            f"at most {max_context} together, the context (-l caps new tokens)",
+            f"at most {most} together, {what} (-l caps new tokens)",
         )

@@ -18,12 +18,11 @@ goodput     SLO-met tasks per second of makespan (first arrival to last event)
 TTFT, TPOT and ITL are over every task that has the tokens for them, E2EL over tasks that finished
 normally. Percentiles interpolate linearly.
 
-`python -m slicellm.bench.metrics LOG` prints the table of an event log again.
+`python -m slicellm.bench LOG` prints the table of an event log again.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slicellm.bench.eventlog import EventLog, read
+from slicellm.bench.eventlog import EventLog
 from slicellm.bench.task_metrics import (
     Floats,
     TaskMetrics,
@@ -216,26 +215,3 @@ def compute_columns(
     itl_ms = sketch_summary(result["gaps"], 1e3, asked)
     measured = column_metrics(tasks, result)
     return run_metrics(measured, result["end"], itl_ms, steps, percentiles, goodput)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Prints the table of an event log."""
-    from slicellm.bench.report import print_results  # here: report builds on this module
-
-    if len(arguments) != 1:
-        print("usage: python -m slicellm.bench.metrics LOG", file=sys.stderr)
-        return 2
-    try:
-        runs = read(arguments[0])
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for seed in dict.fromkeys(seed for _, seed in runs):
-        print_results(
-            {policy: compute(log) for (policy, s), log in runs.items() if s == seed}, f"seed {seed}"
-        )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

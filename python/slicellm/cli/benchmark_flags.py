@@ -61,7 +61,7 @@ def split_policies(text: str) -> list[str]:
         elif name:
             policies.append(name)
         else:
-            raise checks.invalid("policies", text, "names separated by commas")
+            raise checks.invalid("--policy", text, "names separated by commas")
     return policies
 
 
@@ -170,8 +170,8 @@ def build_parser(prog: str = "benchmark") -> Parser:
     g.add_argument(
         "--event-log",
         metavar="FILE",
-        help="every event as JSON lines; `python -m slicellm.bench.metrics FILE` computes "
-        "the tables from it again",
+        help="every event as JSON lines; `python -m slicellm.bench FILE` computes the "
+        "tables from it again",
     )
     g.add_argument("--plot", metavar="FILE", help="figure as .png, .svg or .pdf (needs matplotlib)")
     g.add_argument(
@@ -214,11 +214,11 @@ def check(args: argparse.Namespace) -> None:
             name = f"--{flag.replace('_', '-')}"
             raise checks.invalid(name, getattr(args, flag), "--executor sim beside it")
     check_workload(args)
-    many = args.rates is not None or args.loads is not None or args.capacity is not None
+    many = next((f for f in ("rates", "loads", "capacity") if getattr(args, f) is not None), None)
     for flag in ("event_log", "output", "test_mode"):
         if many and getattr(args, flag):
             name = f"--{flag.replace('_', '-')}"
-            raise checks.invalid(name, "many runs", "one rate, by --load or --lambda")
+            raise checks.invalid(name, f"--{many} too", "one rate, by --load or --lambda")
     if args.bound and args.instances is not None and args.instances > 1:
         raise checks.invalid("--bound", "the flag", "one instance, as the bound is of one machine")
     if args.capacity is not None and args.bound:

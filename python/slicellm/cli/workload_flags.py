@@ -20,13 +20,16 @@ SMALLEST = 1e-9  # stands for "above 0"
 
 
 def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
-    """An argparse type from a function that raises InvalidArgument."""
+    """An argparse type from a function that raises InvalidArgument; argparse names the flag."""
 
     def convert(text: str) -> Any:
         try:
             return check(text)
         except InvalidArgument as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            sentence = str(error)
+            if error.field.startswith("--"):
+                sentence = sentence.removeprefix(f"{error.field}: ")
+            raise argparse.ArgumentTypeError(sentence) from None
 
     return convert
 
@@ -68,7 +71,7 @@ def utilities(text: str) -> dict[str, float]:
     for item in text.split(","):
         name, _, value = item.partition("=")
         try:
-            found[name] = checks.number(f"--utility {name}", float(value), 0, 1e12)
+            found[name] = checks.number(name, float(value), 0, 1e12)
         except ValueError as error:
             if isinstance(error, InvalidArgument):
                 raise
