@@ -10,6 +10,7 @@ struct Entry {
 
 constexpr Entry kEntries[] = {
     {slice_info, make_slice},
+    {pace_info, make_pace},
     {orca_info, make_orca},
     {fastserve_info, make_fastserve},
     {static_info, make_static},
