@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference import models, tiny
 
@@ -97,8 +97,11 @@ rows_strategy = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(rows_strategy)
+@example([decode(1, 3.0, 1.0), decode(1, 5.0, 3.0), decode(1, 1e-311, 14.0)])  # predicted as 1e-311
 def test_the_fit_meets_the_optimality_conditions(rows: list[Row]) -> None:
-    stored = json.loads(LatencyModel.fit(rows).to_json())
+    text = LatencyModel.fit(rows).to_json()
+    assert LatencyModel.from_json(text).to_json() == text
+    stored = json.loads(text)
     coefficients = np.array(stored["coefficients"])
     assert (coefficients >= 0).all()
     gradient, scale = residual_gradient(rows, coefficients)
