@@ -87,7 +87,7 @@ def residual_gradient(rows: list[Row], coefficients: np.ndarray) -> tuple[np.nda
 
 rows_strategy = st.lists(
     st.one_of(
-        st.builds(decode, st.integers(1, 80), st.floats(0, 4000), st.floats(1, 1e4)),
+        st.builds(decode, st.integers(1, 80), st.integers(0, 4000), st.floats(1, 1e4)),
         st.builds(chunk, st.integers(1, 4096), st.integers(0, 4096), st.floats(1, 1e4)),
     ),
     min_size=1,
