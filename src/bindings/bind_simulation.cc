@@ -1,3 +1,4 @@
+#include <algorithm>
 
 #include "bindings/arguments.h"
 #include "bindings/policy_object.h"

@@ -1,5 +1,6 @@
 #include "cpu/cpu_device.h"
 
+#include <cstring>
 #include <limits>
 
 #include "cpu/linear.h"

@@ -1,5 +1,6 @@
 #include "slicellm/task.h"
 
+#include <cmath>
 #include <cstdio>
 
 #include "slicellm/error.h"

@@ -1,6 +1,7 @@
 #include "model/config_reader.h"
 
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 
 #include "slicellm/error.h"

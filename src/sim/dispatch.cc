@@ -1,6 +1,7 @@
 #include "slicellm/dispatch.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "policy/json.h"
 #include "sim/dispatchers.h"

@@ -4,6 +4,7 @@
 #include <limits>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "engine/loop.h"
 #include "slicellm/simulation.h"
