@@ -8,12 +8,12 @@ import pytest
 
 from slicellm import _core, policies
 
-NAMES = ["slice", "orca", "fastserve"]
+NAMES = ["slice", "pace", "orca", "fastserve"]
 
 
 def test_list_policies() -> None:
     infos = policies.list_policies()
-    assert [info["name"] for info in infos][:3] == NAMES
+    assert [info["name"] for info in infos][: len(NAMES)] == NAMES
     for info in infos:
         assert info["source"] and info["summary"]
         assert policies.make_policy(info["name"]).name == info["name"]
@@ -32,8 +32,8 @@ def test_parameters() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", 'policy: got "", expected one of slice, orca, fastserve'),
-        ("Slice", 'policy: got "Slice", expected one of slice, orca, fastserve'),
+        ("", 'policy: got "", expected one of slice, pace, orca, fastserve'),
+        ("Slice", 'policy: got "Slice", expected one of slice, pace, orca, fastserve'),
         (" slice", 'policy: got " slice", expected one of'),
         ("slice:", "policy slice: got a colon at the end, expected parameters as name=value"),
         ("slice:ratio", 'policy slice: got "ratio", expected parameters as name=value,name=value'),
