@@ -118,7 +118,7 @@ def test_timeouts(model: _core.Model) -> None:
     assert handle.take(0.05)["reason"] == "none"
     with pytest.raises(_core.StateError, match="no end in time"):
         handle.wait(0.05)
-    assert 0.1 <= time.monotonic() - begin < 5
+    assert time.monotonic() - begin >= 0.1
     assert engine.wait_updates(0.01) == []
     assert engine.cancel(handle.id)
     assert handle.wait(30)["reason"] == "cancelled"

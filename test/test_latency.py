@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference import models, tiny
 
@@ -87,7 +87,7 @@ def residual_gradient(rows: list[Row], coefficients: np.ndarray) -> tuple[np.nda
 
 rows_strategy = st.lists(
     st.one_of(
-        st.builds(decode, st.integers(1, 80), st.floats(0, 4000), st.floats(1, 1e4)),
+        st.builds(decode, st.integers(1, 80), st.integers(0, 4000), st.floats(1, 1e4)),
         st.builds(chunk, st.integers(1, 4096), st.integers(0, 4096), st.floats(1, 1e4)),
     ),
     min_size=1,
@@ -97,8 +97,11 @@ rows_strategy = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(rows_strategy)
+@example([decode(1, 3.0, 1.0), decode(1, 5.0, 3.0), decode(1, 1e-311, 14.0)])  # predicted as 1e-311
 def test_the_fit_meets_the_optimality_conditions(rows: list[Row]) -> None:
-    stored = json.loads(LatencyModel.fit(rows).to_json())
+    text = LatencyModel.fit(rows).to_json()
+    assert LatencyModel.from_json(text).to_json() == text
+    stored = json.loads(text)
     coefficients = np.array(stored["coefficients"])
     assert (coefficients >= 0).all()
     gradient, scale = residual_gradient(rows, coefficients)
@@ -256,7 +259,7 @@ def test_calibration_measures_the_model(model: _core.Model) -> None:
     calls: list[tuple[int, int]] = []
     begin = time.monotonic()
     measured = _core.calibrate(model, 0.5, lambda done, total: calls.append((done, total)))
-    assert 0.5 <= time.monotonic() - begin < 10
+    assert time.monotonic() - begin >= 0.5
     assert calls[-1] == (500, 500) and calls == sorted(calls)
     stored = json.loads(measured.to_json())
     assert model.fingerprint in stored["provenance"]

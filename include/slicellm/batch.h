@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
 namespace slicellm {
@@ -15,11 +14,11 @@ constexpr TaskId kNoTask = -1;
 // but over KV blocks whose contents mean nothing, and no token is drawn from it.
 struct BatchSequence {
   TaskId task = 0;
-  int32_t begin = 0;       // first token in Batch::tokens
-  int32_t count = 0;       // number of tokens
-  int32_t past = 0;        // tokens already in KV; token i sits at position past + i
-  int32_t prompt_len = 0;  // original prompt length (kept over recompute; ChatGLM-6B needs it)
-  bool sample = false;     // the last token's logits give the next token
+  int32_t begin = 0;            // first token in Batch::tokens
+  int32_t count = 0;            // number of tokens
+  int32_t past = 0;             // tokens already in KV; token i sits at position past + i
+  int32_t prompt_len = 0;       // original prompt length (kept over recompute; ChatGLM-6B needs it)
+  bool sample = false;          // the last token's logits give the next token
   std::vector<int32_t> blocks;  // block table, covers past + count tokens
 };
 

@@ -108,8 +108,8 @@ struct ExportRequest {
 // are; tensors that already have their type are copied bit for bit. A tied head is written out. A
 // .flm gets the weight names that fastllm loads for the family (Qwen2: merged q/k/v and gate/up
 // rows) and Python's True/False/None in its configuration; a directory gets the checkpoint's names
-// and weights only (configuration and tokenizer files are the caller's). `progress` counts bytes read.
-// Throws Error(io | format | unsupported).
+// and weights only (configuration and tokenizer files are the caller's). `progress` counts bytes
+// read. Throws Error(io | format | unsupported).
 void export_model(const ExportRequest& request, const Progress& progress);
 
 // Overflow-checked product and sum for every size read from outside; throws Error(format).

@@ -2,8 +2,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <span>
 #include <vector>
 
 #include "slicellm/dtype.h"
@@ -31,8 +29,8 @@ class KvStorage {
   virtual ~KvStorage() = default;
   virtual const KvLayout& layout() const = 0;
   virtual int32_t num_blocks() const = 0;
-  virtual void copy_to_host(int32_t block, void* host) const = 0;     // block_bytes() bytes
-  virtual void copy_from_host(int32_t block, const void* host) = 0;   // block_bytes() bytes
+  virtual void copy_to_host(int32_t block, void* host) const = 0;    // block_bytes() bytes
+  virtual void copy_from_host(int32_t block, const void* host) = 0;  // block_bytes() bytes
 };
 
 // Free list with reference counts over block ids 0..n-1. Asks are pure, does act and throw
@@ -44,9 +42,9 @@ class BlockAllocator {
   int32_t num_blocks() const { return static_cast<int32_t>(refs_.size()); }
   int32_t num_free() const { return static_cast<int32_t>(free_.size()); }
   bool can_allocate(int32_t count) const { return count <= num_free(); }
-  int32_t allocate();             // reference count 1; lowest recently freed first
-  void share(int32_t block);      // +1
-  void release(int32_t block);    // -1; free at 0
+  int32_t allocate();           // reference count 1; lowest recently freed first
+  void share(int32_t block);    // +1
+  void release(int32_t block);  // -1; free at 0
   int32_t refs(int32_t block) const { return refs_[block]; }
 
   // free + referenced == total and no block is in both sets; throws Error(state) otherwise.

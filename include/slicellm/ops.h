@@ -49,7 +49,7 @@ class EmbeddingTable {
 class Activation {
  public:
   virtual ~Activation() = default;
-  virtual float* data() = 0;  // device pointer
+  virtual float* data() = 0;             // device pointer
   virtual int64_t capacity() const = 0;  // floats
 };
 
@@ -77,9 +77,9 @@ enum class RopeStyle {
 // llama3, yarn): the op only applies them.
 struct RopeTable {
   RopeStyle style = RopeStyle::half;
-  int32_t rotary_dim = 0;         // rotated part of the head (per half for glm_2d)
-  int32_t positions = 0;          // rows of the tables
-  std::vector<float> cos, sin;    // [positions, rotary_dim/2]
+  int32_t rotary_dim = 0;       // rotated part of the head (per half for glm_2d)
+  int32_t positions = 0;        // rows of the tables
+  std::vector<float> cos, sin;  // [positions, rotary_dim/2]
 };
 
 struct AttentionArgs {
@@ -89,9 +89,9 @@ struct AttentionArgs {
   KvStorage* kv = nullptr;
   int32_t layer = 0;
   int32_t heads = 0, kv_heads = 0, head_dim = 0;
-  float scale = 0;            // multiplies q.k
+  float scale = 0;  // multiplies q.k
   const RopeTable* rope = nullptr;
-  int32_t sliding_window = 0;      // 0 = none (Mistral)
+  int32_t sliding_window = 0;         // 0 = none (Mistral)
   bool bidirectional_prompt = false;  // ChatGLM-6B: prompt tokens but the last see each other
 };
 
@@ -99,8 +99,8 @@ struct AttentionArgs {
 class Device {
  public:
   virtual ~Device() = default;
-  virtual std::string name() const = 0;       // "cpu"
-  virtual std::string describe() const = 0;   // "AMD EPYC, avx2, 2 threads"
+  virtual std::string name() const = 0;      // "cpu"
+  virtual std::string describe() const = 0;  // "AMD EPYC, avx2, 2 threads"
   virtual int threads() const = 0;
 
   // Packs matrices stacked by rows (all of one dtype, group size and width) with their biases
@@ -137,8 +137,8 @@ class Device {
 };
 
 struct CpuOptions {
-  int threads = 0;       // 0 = number of usable cores
-  std::string isa;       // "" = best of the CPU; "portable", "avx2" or "avx512" to force one
+  int threads = 0;  // 0 = number of usable cores
+  std::string isa;  // "" = best of the CPU; "portable", "avx2" or "avx512" to force one
 };
 // Throws Error(invalid_argument) for an isa that is unknown or that this CPU lacks, and for a
 // thread count outside 0..1024.

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -24,7 +23,7 @@ struct Sampling {
   double min_p = 0;        // drops tokens below min_p * the best probability
   double repetition_penalty = 1;
   uint64_t seed = 0;
-  int32_t logprobs = -1;   // -1 = none, 0 = the chosen token's, k = also the k best
+  int32_t logprobs = -1;  // -1 = none, 0 = the chosen token's, k = also the k best
 };
 
 enum class FinishReason { none, stop, length, cancelled, deadline, rejected, error };

@@ -28,12 +28,18 @@ py::object make_class(py::module_& m, const char* name, const char* doc, py::obj
 
 const py::object& class_of(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::invalid_argument: return classes->invalid_argument;
-    case ErrorKind::format: return classes->format;
-    case ErrorKind::io: return classes->io;
-    case ErrorKind::unsupported: return classes->unsupported;
-    case ErrorKind::resource: return classes->resource;
-    case ErrorKind::state: return classes->state;
+    case ErrorKind::invalid_argument:
+      return classes->invalid_argument;
+    case ErrorKind::format:
+      return classes->format;
+    case ErrorKind::io:
+      return classes->io;
+    case ErrorKind::unsupported:
+      return classes->unsupported;
+    case ErrorKind::resource:
+      return classes->resource;
+    case ErrorKind::state:
+      return classes->state;
   }
   return classes->base;
 }

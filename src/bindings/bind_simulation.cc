@@ -1,4 +1,3 @@
-#include <algorithm>
 
 #include "bindings/arguments.h"
 #include "bindings/policy_object.h"

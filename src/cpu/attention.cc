@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "cpu/attention_kernels.h"

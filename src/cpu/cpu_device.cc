@@ -1,6 +1,5 @@
 #include "cpu/cpu_device.h"
 
-#include <cstring>
 #include <limits>
 
 #include "cpu/linear.h"

@@ -261,8 +261,7 @@ void float_tile(const LinearLayout& layout, const std::byte* panel, const std::b
   }
 }
 
-// ---- tables: the kernels of one kind of weights for tiles of 1 to sizeof...(kTokens) tokens
-// --------
+// ---- tables: the kernels of one kind of weights for tiles of 1 to sizeof...(kTokens) tokens ----
 
 template <class S, class Dot, ActivationKind kActivation, int... kTokens>
 constexpr LinearKernel integer_kernel(std::integer_sequence<int, kTokens...>) {

@@ -1,6 +1,5 @@
 #include "slicellm/task.h"
 
-#include <cmath>
 #include <cstdio>
 
 #include "slicellm/error.h"

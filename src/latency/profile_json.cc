@@ -122,7 +122,8 @@ std::unique_ptr<LatencyModel> read_piecewise(const Fields& fields) {
   }
   check_latency_samples(samples);
   return std::make_unique<PiecewiseModel>(std::move(samples), fields.text("provenance"),
-                                          coefficients, fields.number("quantile", 1, 1e6));
+                                          coefficients,
+                                          fields.number("quantile", 1, ResidualQuantile::kMost));
 }
 
 }  // namespace
@@ -158,9 +159,10 @@ std::unique_ptr<LatencyModel> latency_model_from_json(std::string_view text) {
   try {
     if (kind == "piecewise") return read_piecewise(fields);
     if (kind == "table") {
-      return std::make_unique<TableModel>(
-          fields.numbers("decode_seconds"), fields.number("prefill", 0, 1e9),
-          fields.number("prefill_per_token", 0, 1e9), fields.number("quantile", 1, 1e6));
+      return std::make_unique<TableModel>(fields.numbers("decode_seconds"),
+                                          fields.number("prefill", 0, 1e9),
+                                          fields.number("prefill_per_token", 0, 1e9),
+                                          fields.number("quantile", 1, ResidualQuantile::kMost));
     }
   } catch (const Error& e) {
     if (e.kind() == ErrorKind::format) throw;

@@ -10,9 +10,12 @@ namespace slicellm {
 // seen. Recomputed every 64 steps.
 class ResidualQuantile {
  public:
-  explicit ResidualQuantile(double initial = 1.1) : ratio_(std::max(1.0, initial)) {}
+  // Steps predicted to take next to no time must not make it infinite.
+  static constexpr double kMost = 1e6;
 
-  double ratio() const { return ratio_; }  // at least 1
+  explicit ResidualQuantile(double initial = 1.1) : ratio_(std::clamp(initial, 1.0, kMost)) {}
+
+  double ratio() const { return ratio_; }  // 1 to kMost
 
   void add(double observed_over_predicted) {
     ring_[count_ % kSize] = observed_over_predicted;
@@ -22,7 +25,7 @@ class ResidualQuantile {
     std::array<double, kSize> sorted = ring_;
     const size_t rank = (n * 95 + 99) / 100 - 1;
     std::nth_element(sorted.begin(), sorted.begin() + rank, sorted.begin() + n);
-    ratio_ = std::max(1.0, sorted[rank]);
+    ratio_ = std::clamp(sorted[rank], 1.0, kMost);
   }
 
  private:

@@ -1,7 +1,6 @@
 #include "model/config_reader.h"
 
 #include <charconv>
-#include <cmath>
 #include <cstdio>
 
 #include "slicellm/error.h"

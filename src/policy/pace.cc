@@ -1,43 +1,21 @@
-// pace: ours. Who is served is decided by value density under a demand test, who runs next by the
-// time at which the next token is due.
-//
-//  * Value. A task is worth U times the Gittins index of its class's learned length distribution,
-//    its prefill counted in tokens: expected utility per token of work.
-//  * Admission. In order of value, a task is admitted if the work that is due by each of a row of
-//    moments ahead, its own included, still fits in a share of the time until then, beside what
-//    arrivals of more value are expected to need. The share is learned: an admitted task that
-//    misses lowers it, one that makes it raises it.
-//  * Relegation. What can no longer make it keeps its KV while there is room and runs only when
-//    nothing else can.
-//  * Steps. Among batch sizes the one with the least time a token that lets every admitted task
-//    keep its due times, most urgent rows first. Prompts join when the rows' slack allows it, cut
-//    where that is cheap, or when their own first token is the more urgent.
-//
-// Token k of a task with TPOT is due k * TPOT after its first token: it may end at any of them. A
-// task with a deadline alone is due so that nine in ten of its class would make it.
+// Pace's values, learning, events and admission; the choice of the step is in pace_step.cc.
+#include "policy/pace.h"
+
 #include <algorithm>
 #include <cmath>
-#include <map>
-#include <set>
-#include <utility>
+#include <limits>
 
 #include "policy/json.h"
-#include "policy/length_belief.h"
-#include "policy/pace_demand.h"
 #include "policy/policies.h"
-#include "policy/step_builder.h"
 
 namespace slicellm {
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
-constexpr double kLead = 0.95;     // of a TPOT from due time to due time, so that a lead builds up
-constexpr double kPace = 0.7;      // share of a deadline that tasks without TPOT aim to take
-constexpr double kMuchMore = 1.5;  // times the value: worth leaving room, or delaying others, for
-constexpr int kMisfits = 16;       // waiting tasks that may fail the demand test in one walk
-// The share of time that a class's admitted work may fill rises with each admitted task that makes
-// it and falls with each that misses: it rests where one in six misses.
-constexpr double kFirstShare = 0.9, kLeastShare = 0.4, kMostShare = 1.3;
+constexpr double kLead = 0.95;  // of a TPOT from due time to due time, so that a lead builds up
+constexpr double kPace = 0.7;   // share of a deadline that tasks without TPOT aim to take
+constexpr int kMisfits = 16;    // waiting tasks that may fail the demand test in one walk
+constexpr double kLeastShare = 0.4, kMostShare = 1.3;
 constexpr double kShareUp = 0.002, kShareDown = 0.01;
 constexpr double kSmoothing = 0.02;  // weight of the last step in running means
 
@@ -52,88 +30,15 @@ bool made_it(const TaskView& task) {
          (last - first) / (task.produced - 1) <= *task.slo.tpot;
 }
 
-class Pace : public Policy {
- public:
-  explicit Pace(const Parameters& p)
-      : learns_(p.number("share", 0, 2) == 0), share_(p.number("share", 0, 2)) {}
-
-  std::string name() const override { return "pace"; }
-  void on(const TaskEvent& event, const View& view) override;
-  StepPlan plan(const View& view) override;
-  void commit(const StepPlan& plan, const StepOutcome& outcome, const View& view) override;
-  std::string inspect() const override;
-
- private:
-  // A class, apart by its cap on the output.
-  struct Kind {
-    explicit Kind(int32_t max_tokens) : lengths(max_tokens) {}
-    LengthBelief lengths;
-    double first_arrival = 0, arrivals = 0;  // since first_arrival; old ones fade
-    double utility = 0, prompt_seconds = 0;  // means over arrivals
-    Slo slo;                                 // of the last arrival
-    double value = 0;                        // of a new task, mean over arrivals
-    double share = kFirstShare;              // of the time that work up to this kind's may fill
-  };
-  enum class Place { none, waiting, started, lost };
-  struct Job {
-    Kind* kind = nullptr;
-    Place place = Place::none;
-    Ranked entry;         // in waiting_: rank = -value
-    double prompt = 0;    // seconds of its first prefill
-    double start_by = 0;  // latest start of its prefill
-    uint64_t admitted = 0;
-  };
-
-  Kind& kind_of(const TaskView& task);
-  double prefill_seconds(const TaskView& task, int32_t tokens, const View& view) const;
-  double first_due(const TaskView& task, const Job& job) const;
-  double token_due(const TaskView& task, const Job& job) const;
-  bool is_lost(const TaskView& task, const Job& job, double now) const;
-  double value(const TaskView& task, const Job& job) const;
-  DemandGrid::Task demand(const TaskView& task, const Job& job, const DemandGrid& grid,
-                          const View& view) const;
-  DemandGrid::Task reserve(double value, const DemandGrid& grid, double now) const;
-  void admit(const View& view);
-  void relegate(int32_t slot);
-  void judge(Kind& kind, bool made_it) const;
-
-  void choose_step(StepBuilder& step);
-  bool keeps_due(double first, double next, int32_t batch, double value = 0) const;
-  bool place(int32_t slot, int32_t tokens, StepBuilder& step) const;
-  double duration(const StepBuilder& step, int32_t extra_tokens, int32_t past) const;
-
-  const bool learns_;
-  const double share_;
-  double token_seconds_ = 0;                           // running mean of decode time a token
-  double usual_rows_ = 0;                              // running mean of decode rows a step
-  std::map<std::pair<int32_t, int32_t>, Kind> kinds_;  // by class and cap
-  std::vector<Job> jobs_;                              // by slot
-  std::set<Ranked> waiting_;
-  std::set<std::pair<double, int32_t>> latest_;  // start_by and slot of waiting tasks
-  std::vector<int32_t> started_;                 // hold KV or have begun, and can still make it
-  std::vector<int32_t> lost_;                    // by the time they were given up
-  std::vector<int32_t> never_run_;
-  double step_seconds_ = 0;  // running mean of steps
-
-  // Scratch of a plan.
-  StepCurve curve_;
-  uint64_t plans_ = 0;
-  struct Row {
-    double due;
-    int32_t slot;
-    double value;
-    bool operator<(const Row& o) const { return due != o.due ? due < o.due : slot < o.slot; }
-  };
-  std::vector<Row> rows_, prompts_;  // admitted: ready to decode; to be prefilled
-  double now_ = 0;
-};
+}  // namespace
 
 Pace::Kind& Pace::kind_of(const TaskView& task) {
   return kinds_.try_emplace({task.class_id, task.max_tokens}, task.max_tokens).first->second;
 }
 
-// What a chunk adds to a step of the usual number of rows.
-double Pace::prefill_seconds(const TaskView& task, int32_t tokens, const View& view) const {
+// What prefilling all that is pending adds to a step of the usual number of rows.
+double Pace::prefill_seconds(const TaskView& task, const View& view) const {
+  const int32_t tokens = task.pending();
   StepFeatures step = {.tokens = static_cast<int32_t>(usual_rows_),
                        .rows = static_cast<int32_t>(usual_rows_)};
   const double without = step.tokens > 0 ? view.latency->predict(step).median : 0;
@@ -142,6 +47,12 @@ double Pace::prefill_seconds(const TaskView& task, int32_t tokens, const View& v
   step.chunk_work = tokens * (task.cached + 0.5 * tokens);
   step.prefill_tokens = tokens;
   return view.latency->predict(step).median - without;
+}
+
+// Seconds of prefill that `task` still needs before it decodes.
+double Pace::rest_of_prefill(const TaskView& task, const Job& job, const View& view) const {
+  if (task.ready_to_decode()) return 0;
+  return task.cached == 0 && task.produced == 0 ? job.prompt : prefill_seconds(task, view);
 }
 
 // When the first token is due.
@@ -168,6 +79,7 @@ double Pace::token_due(const TaskView& task, const Job& job) const {
   return due;
 }
 
+// Whether `task` can no longer make it, even if it ran alone from now on.
 bool Pace::is_lost(const TaskView& task, const Job& job, double now) const {
   const double fast = curve_.max_rows() > 0 ? curve_.step(1) : 0;
   const LengthBelief& lengths = job.kind->lengths;
@@ -189,10 +101,11 @@ bool Pace::is_lost(const TaskView& task, const Job& job, double now) const {
   return behind + rest * fast > rest * *task.slo.tpot;
 }
 
+// Expected utility per token of work from here on.
 double Pace::value(const TaskView& task, const Job& job) const {
-  const double token = token_seconds_;
-  if (task.produced > 0) return task.utility * job.kind->lengths.index(task.produced);
-  return task.utility * job.kind->lengths.first_index(token > 0 ? job.prompt / token : 0);
+  const LengthBelief& lengths = job.kind->lengths;
+  if (task.produced > 0) return task.utility * lengths.index(task.produced);
+  return task.utility * lengths.first_index(token_seconds_ > 0 ? job.prompt / token_seconds_ : 0);
 }
 
 void Pace::on(const TaskEvent& event, const View& view) {
@@ -229,7 +142,7 @@ void Pace::on(const TaskEvent& event, const View& view) {
   Kind& kind = kind_of(task);
   job.kind = &kind;
   job.place = Place::waiting;
-  job.prompt = prefill_seconds(task, task.pending(), view);
+  job.prompt = prefill_seconds(task, view);
   const double worth = value(task, job);
   job.entry = {-worth, task.arrival, task.id, slot};
   job.start_by = first_due(task, job) - job.prompt;
@@ -240,7 +153,6 @@ void Pace::on(const TaskEvent& event, const View& view) {
   kind.slo = task.slo;
   kind.arrivals += 1;
   const double weight = 1 / std::min(kind.arrivals, 64.0);
-  kind.utility += weight * (task.utility - kind.utility);
   kind.prompt_seconds += weight * (job.prompt - kind.prompt_seconds);
   kind.value += weight * (worth - kind.value);
   if (kind.arrivals >= 256) {  // fade
@@ -249,19 +161,19 @@ void Pace::on(const TaskEvent& event, const View& view) {
   }
 }
 
+// An admitted task of `kind` made it, or missed.
 void Pace::judge(Kind& kind, bool made) const {
   if (!learns_) return;
   kind.share = std::clamp(kind.share + (made ? kShareUp : -kShareDown), kLeastShare, kMostShare);
 }
 
+// Work that `task` needs by each moment to keep its targets: its prefill over the second half of
+// the time until its first token is due, then a token each TPOT, or the whole over the second half
+// of its deadline.
 DemandGrid::Task Pace::demand(const TaskView& task, const Job& job, const DemandGrid& grid,
                               const View& view) const {
   DemandGrid::Task work;
-  const bool ready = task.ready_to_decode();
-  const double prefill = ready ? 0
-                         : task.cached == 0 && task.produced == 0
-                             ? job.prompt
-                             : prefill_seconds(task, task.pending(), view);
+  const double prefill = rest_of_prefill(task, job, view);
   const double first = task.produced > 0 ? view.now : first_due(task, job);
   const LengthBelief& lengths = job.kind->lengths;
   const double left =
@@ -315,6 +227,7 @@ DemandGrid::Task Pace::reserve(double worth, const DemandGrid& grid, double now)
   return work;
 }
 
+// Fills rows_ and prompts_: one walk over what has started and what waits, by value.
 void Pace::admit(const View& view) {
   rows_.clear();
   prompts_.clear();
@@ -360,154 +273,12 @@ void Pace::admit(const View& view) {
     if (task.ready_to_decode()) {
       rows_.push_back({token_due(task, job), slot, -rank});
     } else {
-      const double prefill = task.cached == 0 && task.produced == 0
-                                 ? job.prompt
-                                 : prefill_seconds(task, task.pending(), view);
+      const double prefill = rest_of_prefill(task, job, view);
       prompts_.push_back({token_due(task, job) - prefill - step_seconds_, slot, -rank});
     }
   }
   std::sort(rows_.begin(), rows_.end());
   std::sort(prompts_.begin(), prompts_.end());
-}
-
-// Do all admitted rows worth at least `value` get their next token in time when the first step
-// takes `first` seconds, the later ones `next`, `batch` rows each, most urgent first?
-bool Pace::keeps_due(double first, double next, int32_t batch, double value) const {
-  double end = now_ + first;
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    if (i > 0 && i % static_cast<size_t>(batch) == 0) end += next;
-    if (rows_[i].due < end && rows_[i].value >= value) return false;
-  }
-  return true;
-}
-
-// Brings `slot`'s KV to the device, with room for `tokens` more.
-bool Pace::place(int32_t slot, int32_t tokens, StepBuilder& step) const {
-  const View& view = step.view();
-  const bool on_host = view.tasks[slot].kv == KvState::host;
-  const int32_t need = step.growth(slot, tokens) + (on_host ? view.tasks[slot].blocks : 0);
-  for (const std::vector<int32_t>* list : {&lost_, &started_}) {
-    for (auto it = list->rbegin(); it != list->rend() && step.free_blocks() < need; ++it) {
-      const TaskView& holder = view.tasks[*it];
-      if (*it == slot || jobs_[*it].admitted == plans_ || holder.kv != KvState::device) continue;
-      const auto& kv = step.plan().kv;
-      if (std::any_of(kv.begin(), kv.end(), [&](const KvAction& a) { return a.slot == *it; })) {
-        continue;
-      }
-      const auto& decode = step.plan().decode;
-      if (std::find(decode.begin(), decode.end(), *it) != decode.end()) continue;
-      step.evict(*it);
-    }
-  }
-  return step.free_blocks() >= need && (!on_host || step.swap_in(slot));
-}
-
-// Of the step so far with a chunk of `extra_tokens` on top of `past` tokens.
-double Pace::duration(const StepBuilder& step, int32_t extra_tokens, int32_t past) const {
-  StepFeatures f = features_of(step.plan(), step.view());
-  if (extra_tokens > 0) {
-    f.tokens += extra_tokens;
-    f.prefill_tokens += extra_tokens;
-    f.rows += 1;
-    f.chunk_work += extra_tokens * (past + 0.5 * extra_tokens);
-  }
-  return step.view().latency->predict(f).median;
-}
-
-void Pace::choose_step(StepBuilder& step) {
-  const View& view = step.view();
-  // Rows that this step must hold, because the next one may come too late for them; while nothing
-  // else wants the time, all.
-  // A row is left for a prompt.
-  const int32_t most_rows = std::max(1, curve_.max_rows() - (prompts_.empty() ? 0 : 1));
-  const int32_t ready = std::min(static_cast<int32_t>(rows_.size()), most_rows);
-  int32_t batch = 0;
-  while (batch < ready && rows_[batch].due < now_ + 2 * curve_.step(batch + 1)) ++batch;
-  if (prompts_.empty() || batch == 0) batch = ready;
-  if (batch > 0) {
-    // The most efficient batch that keeps every due time; if none does, the most efficient.
-    const int32_t most = curve_.best_rows(batch);
-    for (int32_t b = most;; b = curve_.best_rows(b - 1)) {
-      if (keeps_due(curve_.step(b), curve_.step(b), b)) {
-        batch = b;
-        break;
-      }
-      if (b == 1) {
-        batch = most;
-        break;
-      }
-    }
-  }
-  // Others run ahead where they cost no more than they ever will.
-  const double cheapest = curve_.per_token(curve_.max_rows());
-  for (int32_t b = ready; batch > 0 && b > batch; --b) {
-    if (curve_.step(b) - curve_.step(batch) <= (b - batch) * cheapest &&
-        keeps_due(curve_.step(b), curve_.step(b), b)) {
-      batch = b;
-    }
-  }
-  for (int32_t i = 0; i < batch; ++i) {
-    if (place(rows_[i].slot, 1, step)) step.decode(rows_[i].slot);
-  }
-  const double next = batch > 0 ? curve_.step(batch) : 0;
-  for (const Row& prompt : prompts_) {
-    const TaskView& task = view.tasks[prompt.slot];
-    const int32_t whole = step.whole_prefill(prompt.slot);
-    if (whole <= 0) break;
-    const double with = duration(step, whole, task.cached);
-    int32_t tokens = whole;
-    if (batch > 0 && !keeps_due(with, next, batch)) {
-      // Not without delaying a row: only if its own first token comes before theirs.
-      const bool urgent = prompt.due < now_ + next + with &&
-                          ((prompt.due < now_ + next && prompt.due < rows_.front().due) ||
-                           keeps_due(with, next, batch, prompt.value / kMuchMore));
-      if (!urgent) {
-        if (!task.prefill_divisible) break;
-        // The largest of a few chunks that keeps the due times and costs little more in all.
-        const double alone = with - duration(step, 0, 0);
-        tokens = 0;
-        for (int32_t c = whole / 2; c >= 16; c /= 2) {
-          const double part = duration(step, c, task.cached);
-          if (!keeps_due(part, next, batch)) continue;
-          const double cost = (part - duration(step, 0, 0)) / c;
-          if (cost <= 1.3 * alone / whole) tokens = c;
-          break;
-        }
-        if (tokens == 0) break;
-      }
-    }
-    if (!place(prompt.slot, tokens, step) || !step.prefill(prompt.slot, tokens)) break;
-  }
-  if (step.plan().runs()) return;
-
-  // Nothing admitted runs: what was given up, then whoever waits.
-  for (int32_t slot : lost_) {
-    const TaskView& task = view.tasks[slot];
-    if (!task.ready_to_decode() || step.rows_left() == 0) continue;
-    if (static_cast<int32_t>(step.plan().decode.size()) >= curve_.best_rows(curve_.max_rows()))
-      break;
-    if (place(slot, 1, step)) step.decode(slot);
-  }
-  if (step.plan().runs()) return;
-  for (int32_t slot : lost_) {
-    const int32_t tokens = step.whole_prefill(slot);
-    if (!view.tasks[slot].ready_to_decode() && tokens > 0 && place(slot, tokens, step) &&
-        step.prefill(slot, tokens)) {
-      return;
-    }
-  }
-  for (const Ranked& entry : waiting_) {
-    const int32_t tokens = step.whole_prefill(entry.slot);
-    if (tokens > 0 && place(entry.slot, tokens, step) && step.prefill(entry.slot, tokens)) return;
-  }
-  for (int32_t slot : started_) {
-    const TaskView& task = view.tasks[slot];
-    const int32_t tokens = task.ready_to_decode() ? 1 : step.whole_prefill(slot);
-    if (tokens > 0 && place(slot, tokens, step) &&
-        (task.ready_to_decode() ? step.decode(slot) : step.prefill(slot, tokens))) {
-      return;
-    }
-  }
 }
 
 StepPlan Pace::plan(const View& view) {
@@ -521,6 +292,7 @@ StepPlan Pace::plan(const View& view) {
   return step.take();
 }
 
+// Moves a task that can no longer make it behind all that can.
 void Pace::relegate(int32_t slot) {
   Job& job = jobs_[slot];
   if (job.place == Place::waiting) {
@@ -532,6 +304,27 @@ void Pace::relegate(int32_t slot) {
   }
   job.place = Place::lost;
   lost_.push_back(slot);
+}
+
+// Relegates what can no longer make it.
+void Pace::give_up(const View& view) {
+  while (!latest_.empty()) {
+    const int32_t slot = latest_.begin()->second;
+    if (latest_.begin()->first > view.now) break;
+    if (!is_lost(view.tasks[slot], jobs_[slot], view.now)) {
+      // A cautious start_by has passed; look again when the last chance has.
+      Job& job = jobs_[slot];
+      latest_.erase(latest_.begin());
+      job.start_by = view.now + step_seconds_;
+      latest_.insert({job.start_by, slot});
+      continue;
+    }
+    relegate(slot);
+  }
+  for (size_t i = started_.size(); i-- > 0;) {
+    const int32_t slot = started_[i];
+    if (is_lost(view.tasks[slot], jobs_[slot], view.now)) relegate(slot);
+  }
 }
 
 void Pace::commit(const StepPlan& plan, const StepOutcome& outcome, const View& view) {
@@ -556,24 +349,8 @@ void Pace::commit(const StepPlan& plan, const StepOutcome& outcome, const View& 
   for (int32_t slot : outcome.token_slots) {
     jobs_[slot].kind->lengths.observe_token(view.tasks[slot].produced);
   }
-  while (!latest_.empty()) {
-    const int32_t slot = latest_.begin()->second;
-    if (latest_.begin()->first > view.now) break;
-    if (!is_lost(view.tasks[slot], jobs_[slot], view.now)) {
-      // A cautious start_by has passed; look again when the last chance has.
-      Job& job = jobs_[slot];
-      latest_.erase(latest_.begin());
-      job.start_by = view.now + step_seconds_;
-      latest_.insert({job.start_by, slot});
-      continue;
-    }
-    relegate(slot);
-  }
-  for (size_t i = started_.size(); i-- > 0;) {
-    const int32_t slot = started_[i];
-    if (is_lost(view.tasks[slot], jobs_[slot], view.now)) relegate(slot);
-  }
-  if (plans_ % 64 == 0 && !started_.empty()) {
+  give_up(view);
+  if (++commits_ % 64 == 0 && !started_.empty()) {
     double context = 0;
     for (int32_t slot : started_) context += view.tasks[slot].cached;
     curve_ =
@@ -601,8 +378,6 @@ std::string Pace::inspect() const {
       .add("lost", lost_)
       .text();
 }
-
-}  // namespace
 
 PolicyInfo pace_info() {
   return {"pace",

@@ -33,7 +33,7 @@ class StepCurve {
 // at most one token of a task, so T tokens of which one task needs N take at least N steps: their
 // cost is that of steps of T / N rows, or of the best batch if that is smaller.
 struct DemandGrid {
-  static constexpr int kMoments = 14;  // a factor of 2^(1/1) apart
+  static constexpr int kMoments = 14;  // each twice as far as the one before
   using Values = std::array<double, kMoments>;
 
   Values ahead{};    // seconds from now, ascending

@@ -1,7 +1,6 @@
 #include "slicellm/dispatch.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "policy/json.h"
 #include "sim/dispatchers.h"

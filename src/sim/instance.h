@@ -4,7 +4,6 @@
 #include <limits>
 #include <memory>
 #include <utility>
-#include <vector>
 
 #include "engine/loop.h"
 #include "slicellm/simulation.h"

@@ -3,7 +3,6 @@
 #include <atomic>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <mutex>
 #include <thread>
 

@@ -1,0 +1,122 @@
+#pragma once
+
+#include <map>
+#include <set>
+#include <utility>
+
+#include "policy/length_belief.h"
+#include "policy/pace_demand.h"
+#include "policy/parameters.h"
+#include "policy/step_builder.h"
+
+namespace slicellm {
+
+// pace: ours. Who is served is decided by value density under a demand test, who runs next by the
+// time at which the next token is due.
+//
+//  * Value. A task is worth U times the Gittins index of its class's learned length distribution,
+//    its prefill counted in tokens: expected utility per token of work.
+//  * Admission. In order of value, a task is admitted if the work that is due by each of a row of
+//    moments ahead, its own included, still fits in a share of the time until then, beside what
+//    arrivals of more value are expected to need. The share is learned: an admitted task that
+//    misses lowers it, one that makes it raises it.
+//  * Relegation. What can no longer make it keeps its KV while there is room and runs only when
+//    nothing else can.
+//  * Steps. Among batch sizes the one with the least time a token that lets every admitted task
+//    keep its due times, most urgent rows first. Prompts join when the rows' slack allows it, cut
+//    where that is cheap, or when their own first token is the more urgent.
+//
+// Token k of a task with TPOT is due k * TPOT after its first token: it may end at any of them. A
+// task with a deadline alone is due so that nine in ten of its class would make it.
+class Pace : public Policy {
+ public:
+  explicit Pace(const Parameters& p)
+      : learns_(p.number("share", 0, 2) == 0), share_(p.number("share", 0, 2)) {}
+
+  std::string name() const override { return "pace"; }
+  void on(const TaskEvent& event, const View& view) override;
+  StepPlan plan(const View& view) override;
+  void commit(const StepPlan& plan, const StepOutcome& outcome, const View& view) override;
+  std::string inspect() const override;
+
+ private:
+  // Times the value: worth leaving room, or delaying others, for.
+  static constexpr double kMuchMore = 1.5;
+  // The share of time that a class's admitted work may fill rises with each admitted task that
+  // makes it and falls with each that misses: it rests where one in six misses.
+  static constexpr double kFirstShare = 0.9;
+
+  // A class, apart by its cap on the output.
+  struct Kind {
+    explicit Kind(int32_t max_tokens) : lengths(max_tokens) {}
+    LengthBelief lengths;
+    double first_arrival = 0, arrivals = 0;  // since first_arrival; old ones fade
+    double prompt_seconds = 0;               // mean over arrivals
+    double value = 0;                        // of a new task, likewise
+    Slo slo;                                 // of the last arrival
+    double share = kFirstShare;              // of the time that work up to this kind's may fill
+  };
+  enum class Place { none, waiting, started, lost };
+  struct Job {
+    Kind* kind = nullptr;
+    Place place = Place::none;
+    Ranked entry;         // in waiting_: rank = -value
+    double prompt = 0;    // seconds of its first prefill
+    double start_by = 0;  // latest start of its prefill
+    uint64_t admitted = 0;
+  };
+
+  // An admitted task: a row, due at its next token; or a prompt, due at the latest start of its
+  // prefill.
+  struct Row {
+    double due;
+    int32_t slot;
+    double value;
+    bool operator<(const Row& o) const { return due != o.due ? due < o.due : slot < o.slot; }
+  };
+
+  Kind& kind_of(const TaskView& task);
+  double prefill_seconds(const TaskView& task, const View& view) const;
+  double rest_of_prefill(const TaskView& task, const Job& job, const View& view) const;
+  double first_due(const TaskView& task, const Job& job) const;
+  double token_due(const TaskView& task, const Job& job) const;
+  bool is_lost(const TaskView& task, const Job& job, double now) const;
+  double value(const TaskView& task, const Job& job) const;
+  DemandGrid::Task demand(const TaskView& task, const Job& job, const DemandGrid& grid,
+                          const View& view) const;
+  DemandGrid::Task reserve(double value, const DemandGrid& grid, double now) const;
+  void admit(const View& view);
+  void relegate(int32_t slot);
+  void judge(Kind& kind, bool made_it) const;
+  void give_up(const View& view);
+
+  void choose_step(StepBuilder& step);
+  int32_t choose_batch() const;
+  int32_t prompt_tokens(const Row& prompt, int32_t batch, const StepBuilder& step) const;
+  void run_leftovers(StepBuilder& step) const;
+  bool run_one(int32_t slot, StepBuilder& step) const;
+  bool keeps_due(double first, double next, int32_t batch, double value = 0) const;
+  bool make_room(int32_t slot, int32_t tokens, StepBuilder& step) const;
+
+  const bool learns_;
+  const double share_;
+  double token_seconds_ = 0;                           // running mean of decode time a token
+  double usual_rows_ = 0;                              // running mean of decode rows a step
+  std::map<std::pair<int32_t, int32_t>, Kind> kinds_;  // by class and cap
+  std::vector<Job> jobs_;                              // by slot
+  std::set<Ranked> waiting_;
+  std::set<std::pair<double, int32_t>> latest_;  // start_by and slot of waiting tasks
+  std::vector<int32_t> started_;                 // hold KV or have begun, and can still make it
+  std::vector<int32_t> lost_;                    // by the time they were given up
+  std::vector<int32_t> never_run_;
+  double step_seconds_ = 0;  // running mean of steps
+  StepCurve curve_;          // at the mean context of what has started, renewed now and then
+  uint64_t commits_ = 0;
+
+  // Scratch of a plan.
+  uint64_t plans_ = 0;  // stamps the jobs that the last plan admitted
+  double now_ = 0;
+  std::vector<Row> rows_, prompts_;  // admitted, by due time: ready to decode; to be prefilled
+};
+
+}  // namespace slicellm

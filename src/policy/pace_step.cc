@@ -1,0 +1,152 @@
+// Pace's choice of the step: which admitted rows decode, which prompts join them.
+#include <algorithm>
+
+#include "policy/pace.h"
+
+namespace slicellm {
+namespace {
+
+constexpr int32_t kLeastChunk = 16;  // tokens of a prompt that is cut
+constexpr double kCutCost = 1.3;     // most that a cut prompt may cost a token, beside a whole one
+
+// Of the step so far with a chunk of `extra_tokens` on top of `past` tokens.
+double duration(const StepBuilder& step, int32_t extra_tokens, int32_t past) {
+  StepFeatures f = features_of(step.plan(), step.view());
+  if (extra_tokens > 0) {
+    f.tokens += extra_tokens;
+    f.prefill_tokens += extra_tokens;
+    f.rows += 1;
+    f.chunk_work += extra_tokens * (past + 0.5 * extra_tokens);
+  }
+  return step.view().latency->predict(f).median;
+}
+
+}  // namespace
+
+// Do all admitted rows worth at least `value` get their next token in time when the first step
+// takes `first` seconds, the later ones `next`, `batch` rows each, most urgent first?
+bool Pace::keeps_due(double first, double next, int32_t batch, double value) const {
+  double end = now_ + first;
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    if (i > 0 && i % static_cast<size_t>(batch) == 0) end += next;
+    if (rows_[i].due < end && rows_[i].value >= value) return false;
+  }
+  return true;
+}
+
+// Brings `slot`'s KV to the device, with room for `tokens` more.
+bool Pace::make_room(int32_t slot, int32_t tokens, StepBuilder& step) const {
+  const View& view = step.view();
+  const bool on_host = view.tasks[slot].kv == KvState::host;
+  const int32_t need = step.growth(slot, tokens) + (on_host ? view.tasks[slot].blocks : 0);
+  for (const std::vector<int32_t>* list : {&lost_, &started_}) {
+    for (auto it = list->rbegin(); it != list->rend() && step.free_blocks() < need; ++it) {
+      const TaskView& holder = view.tasks[*it];
+      if (*it == slot || jobs_[*it].admitted == plans_ || holder.kv != KvState::device) continue;
+      const auto& kv = step.plan().kv;
+      if (std::any_of(kv.begin(), kv.end(), [&](const KvAction& a) { return a.slot == *it; })) {
+        continue;
+      }
+      const auto& decode = step.plan().decode;
+      if (std::find(decode.begin(), decode.end(), *it) != decode.end()) continue;
+      step.evict(*it);
+    }
+  }
+  return step.free_blocks() >= need && (!on_host || step.swap_in(slot));
+}
+
+// How many of rows_, the most urgent first, decode in this step.
+int32_t Pace::choose_batch() const {
+  // A row is left for a prompt.
+  const int32_t most_rows = std::max(1, curve_.max_rows() - (prompts_.empty() ? 0 : 1));
+  const int32_t ready = std::min(static_cast<int32_t>(rows_.size()), most_rows);
+  // Rows that this step must hold, because the next one may come too late for them; while nothing
+  // else wants the time, all.
+  int32_t batch = 0;
+  while (batch < ready && rows_[batch].due < now_ + 2 * curve_.step(batch + 1)) ++batch;
+  if (prompts_.empty() || batch == 0) batch = ready;
+  if (batch == 0) return 0;
+  // The most efficient batch that keeps every due time; if none does, the most efficient.
+  const auto keeps = [this](int32_t b) { return keeps_due(curve_.step(b), curve_.step(b), b); };
+  const int32_t most = curve_.best_rows(batch);
+  batch = most;
+  while (batch > 1 && !keeps(batch)) batch = curve_.best_rows(batch - 1);
+  if (!keeps(batch)) batch = most;
+  // Others run ahead where they cost no more than they ever will.
+  const double cheapest = curve_.per_token(curve_.max_rows());
+  for (int32_t b = ready; b > batch; --b) {
+    const double cost = curve_.step(b) - curve_.step(batch);
+    if (cost <= (b - batch) * cheapest && keeps(b)) return b;
+  }
+  return batch;
+}
+
+// Tokens of `prompt` to prefill beside `batch` rows: all, a part, or 0 if it must wait.
+int32_t Pace::prompt_tokens(const Row& prompt, int32_t batch, const StepBuilder& step) const {
+  const TaskView& task = step.view().tasks[prompt.slot];
+  const int32_t whole = step.whole_prefill(prompt.slot);
+  if (whole <= 0 || batch == 0) return whole;
+  const double next = curve_.step(batch);
+  const double with = duration(step, whole, task.cached);
+  if (keeps_due(with, next, batch)) return whole;
+  // Not without delaying a row: only if its own first token comes before theirs, or if it is worth
+  // much more than those it delays.
+  const bool due_soon = prompt.due < now_ + next + with;
+  const bool before_rows = prompt.due < now_ + next && prompt.due < rows_.front().due;
+  if (due_soon && (before_rows || keeps_due(with, next, batch, prompt.value / kMuchMore))) {
+    return whole;
+  }
+  if (!task.prefill_divisible) return 0;
+  // The largest of a few chunks that keeps the due times, if it costs little more in all.
+  const double without = duration(step, 0, 0);
+  for (int32_t tokens = whole / 2; tokens >= kLeastChunk; tokens /= 2) {
+    const double part = duration(step, tokens, task.cached);
+    if (!keeps_due(part, next, batch)) continue;
+    return (part - without) / tokens <= kCutCost * (with - without) / whole ? tokens : 0;
+  }
+  return 0;
+}
+
+void Pace::choose_step(StepBuilder& step) {
+  const int32_t batch = choose_batch();
+  for (int32_t i = 0; i < batch; ++i) {
+    if (make_room(rows_[i].slot, 1, step)) step.decode(rows_[i].slot);
+  }
+  for (const Row& prompt : prompts_) {
+    const int32_t tokens = prompt_tokens(prompt, batch, step);
+    if (tokens <= 0) break;
+    if (!make_room(prompt.slot, tokens, step) || !step.prefill(prompt.slot, tokens)) break;
+  }
+  if (!step.plan().runs()) run_leftovers(step);
+}
+
+// Nothing admitted runs: what was given up, in efficient batches, then whoever waits.
+void Pace::run_leftovers(StepBuilder& step) const {
+  const View& view = step.view();
+  const int32_t most = curve_.best_rows(curve_.max_rows());
+  for (int32_t slot : lost_) {
+    if (!view.tasks[slot].ready_to_decode() || step.rows_left() == 0) continue;
+    if (static_cast<int32_t>(step.plan().decode.size()) >= most) break;
+    run_one(slot, step);
+  }
+  if (step.plan().runs()) return;
+  for (int32_t slot : lost_) {
+    if (!view.tasks[slot].ready_to_decode() && run_one(slot, step)) return;
+  }
+  for (const Ranked& entry : waiting_) {
+    if (run_one(entry.slot, step)) return;
+  }
+  for (int32_t slot : started_) {
+    if (run_one(slot, step)) return;
+  }
+}
+
+// Adds a token of `slot`, or its prefill, if there is room.
+bool Pace::run_one(int32_t slot, StepBuilder& step) const {
+  const bool ready = step.view().tasks[slot].ready_to_decode();
+  const int32_t tokens = ready ? 1 : step.whole_prefill(slot);
+  if (tokens <= 0 || !make_room(slot, tokens, step)) return false;
+  return ready ? step.decode(slot) : step.prefill(slot, tokens);
+}
+
+}  // namespace slicellm
