@@ -131,10 +131,10 @@ def measure(
 
 
 def grid(args: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
-    """Rates for every policy, then token budgets at one rate."""
-    yield from itertools.product(MIXES, POLICIES, args.rates, args.seeds)
+    """Token budgets at one rate, then rates for every policy."""
     for budget, seed in itertools.product(BUDGETS, args.seeds):
         yield BUDGET_MIX, f"sarathi:token_budget={budget}", BUDGET_RATE, seed
+    yield from itertools.product(MIXES, POLICIES, args.rates, args.seeds)
 
 
 def main() -> None:
