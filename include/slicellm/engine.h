@@ -25,6 +25,7 @@ enum class EventKind {
   swap_out,  // its KV goes to the host; value: blocks
   swap_in,   // its KV comes back; value: blocks
   resume,    // start of its first step after preempt or swap_out
+  relegate,  // the policy no longer expects it to keep its targets; value: MissCause
   finish,    // value: FinishReason
   reject,    // ended as rejected, instead of finish
 };

@@ -81,6 +81,22 @@ struct Ending {  // the policy ends a task
   bool operator==(const Ending&) const = default;
 };
 
+// Why a policy expects a task to miss its targets.
+enum class MissCause {
+  not_admitted,  // its work never fitted beside that of tasks of more value
+  too_late,      // admitted, but its first token can no longer be in time
+  starved,       // begun, then paused for tasks of more value until it could not catch up
+  length,        // its output became longer than nine in ten were believed to be
+  slow_steps,    // steps took longer than predicted
+};
+const char* to_string(MissCause cause);
+
+struct Relegation {  // from now on the policy serves the task after all that can still make it
+  int32_t slot = 0;
+  MissCause cause = MissCause::not_admitted;
+  bool operator==(const Relegation&) const = default;
+};
+
 // What a static batch computes for nobody. It costs time, rows, tokens and, during the step, KV
 // blocks, like the work of tasks; nothing is drawn from it. The tasks of the batch do not attend to
 // it: their own results are those of a step without padding.
@@ -101,10 +117,11 @@ struct StepPlan {
   std::vector<KvAction> kv;
   std::vector<Ending> endings;
   Padding padding;
+  std::vector<Relegation> relegated;  // for the event log; a task at most once in its life
   double wake_at = std::numeric_limits<double>::infinity();  // when nothing is to run
 
   bool runs() const { return !prefill.empty() || !decode.empty() || !padding.empty(); }
-  bool empty() const { return !runs() && kv.empty() && endings.empty(); }
+  bool empty() const { return !runs() && kv.empty() && endings.empty() && relegated.empty(); }
   bool operator==(const StepPlan&) const = default;
 };
 
@@ -117,8 +134,8 @@ class PlanChecker {
  public:
   // Throws Error(state) that names the rule broken: a slot unused or twice, a decode row not ready
   // or off the device, a chunk or padding of the wrong size, rows, tokens or blocks beyond the
-  // limits, KV moved from where it is not, an ending that is no refusal, or nothing to run and no
-  // time to wake although tasks are live.
+  // limits, KV moved from where it is not, a task relegated twice, an ending that is no refusal, or
+  // nothing to run and no time to wake although tasks are live.
   void check(const StepPlan& plan, const View& view);
 
  private:
@@ -128,6 +145,7 @@ class PlanChecker {
     KvState kv = KvState::none;
     int32_t blocks = 0, cached = 0;
     bool used = false;  // runs or ends
+    bool relegated = false;
   };
   Slot& touch(const char* list, size_t index, int32_t slot, const View& view);
 

@@ -302,6 +302,9 @@ class StepPlan:
     endings: Sequence[tuple[int, str, str]]  # (slot, "rejected" | "deadline", sentence)
     padding_rows: Sequence[int]  # decode rows past their task's end: tokens in KV of each
     padding_prompts: Sequence[int]  # pad tokens of each prompt that is filled up
+    # (slot, cause) of tasks that the policy no longer expects to keep their targets, each at most
+    # once; not_admitted, too_late, starved, length or slow_steps
+    relegated: Sequence[tuple[int, str]]
     wake_at: float
     def __init__(
         self,
@@ -312,6 +315,7 @@ class StepPlan:
         endings: Sequence[tuple[int, str, str]] = (),
         padding_rows: Sequence[int] = (),
         padding_prompts: Sequence[int] = (),
+        relegated: Sequence[tuple[int, str]] = (),
         wake_at: float = ...,
     ) -> None: ...
     def runs(self) -> bool: ...

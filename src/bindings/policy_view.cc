@@ -86,6 +86,15 @@ KvActionKind parse_action(const std::string& text) {
               "swap_out, swap_in or drop");
 }
 
+MissCause parse_cause(const std::string& text) {
+  for (MissCause cause : {MissCause::not_admitted, MissCause::too_late, MissCause::starved,
+                          MissCause::length, MissCause::slow_steps}) {
+    if (text == to_string(cause)) return cause;
+  }
+  throw Error(ErrorKind::invalid_argument, "plan.relegated", "\"" + text + "\"",
+              "not_admitted, too_late, starved, length or slow_steps");
+}
+
 FinishReason parse_reason(const std::string& text) {
   if (text == "rejected") return FinishReason::rejected;
   if (text == "deadline") return FinishReason::deadline;
@@ -222,6 +231,7 @@ void bind_view(py::module_& m) {
 
 using Chunk = std::pair<int32_t, int32_t>;
 using Action = std::pair<std::string, int32_t>;
+using Relegated = std::pair<int32_t, std::string>;
 using End = std::tuple<int32_t, std::string, std::string>;
 
 void set_prefill(StepPlan& p, const std::vector<Chunk>& chunks) {
@@ -237,6 +247,10 @@ void set_endings(StepPlan& p, const std::vector<End>& endings) {
   for (const auto& [slot, reason, message] : endings) {
     p.endings.push_back({slot, parse_reason(reason), message});
   }
+}
+void set_relegated(StepPlan& p, const std::vector<Relegated>& relegated) {
+  p.relegated.clear();
+  for (const auto& [slot, cause] : relegated) p.relegated.push_back({slot, parse_cause(cause)});
 }
 py::tuple get_prefill(const StepPlan& p) {
   py::list list;
@@ -256,6 +270,11 @@ py::tuple get_endings(const StepPlan& p) {
   }
   return py::tuple(list);
 }
+py::tuple get_relegated(const StepPlan& p) {
+  py::list list;
+  for (const Relegation& r : p.relegated) list.append(py::make_tuple(r.slot, to_string(r.cause)));
+  return py::tuple(list);
+}
 py::tuple get_decode(const StepPlan& p) { return py::tuple(py::cast(p.decode)); }
 
 template <std::vector<int32_t> Padding::*list>
@@ -272,19 +291,21 @@ void bind_step_plan(py::module_& m) {
   c.def(py::init([](const std::vector<Chunk>& prefill, std::vector<int32_t> decode,
                     const std::vector<Action>& kv, const std::vector<End>& endings,
                     std::vector<int32_t> padding_rows, std::vector<int32_t> padding_prompts,
-                    double wake_at) {
+                    const std::vector<Relegated>& relegated, double wake_at) {
           StepPlan p;
           set_prefill(p, prefill);
           p.decode = std::move(decode);
           set_kv(p, kv);
           set_endings(p, endings);
           p.padding = {std::move(padding_rows), std::move(padding_prompts)};
+          set_relegated(p, relegated);
           p.wake_at = wake_at;
           return p;
         }),
         py::kw_only(), py::arg("prefill") = py::tuple(), py::arg("decode") = py::tuple(),
         py::arg("kv") = py::tuple(), py::arg("endings") = py::tuple(),
         py::arg("padding_rows") = py::tuple(), py::arg("padding_prompts") = py::tuple(),
+        py::arg("relegated") = py::tuple(),
         py::arg("wake_at") = std::numeric_limits<double>::infinity());
   c.def_property("prefill", get_prefill, set_prefill);
   c.def_property("decode", get_decode,
@@ -293,6 +314,7 @@ void bind_step_plan(py::module_& m) {
   c.def_property("endings", get_endings, set_endings);
   bind_padding<&Padding::rows>(c, "padding_rows");
   bind_padding<&Padding::prompts>(c, "padding_prompts");
+  c.def_property("relegated", get_relegated, set_relegated);
   c.def_readwrite("wake_at", &StepPlan::wake_at);
   c.def("runs", &StepPlan::runs, "Is there a step to run?");
   c.def("empty", &StepPlan::empty);
@@ -310,6 +332,7 @@ void bind_step_plan(py::module_& m) {
     add("endings", get_endings(p));
     add("padding_rows", py::tuple(py::cast(p.padding.rows)));
     add("padding_prompts", py::tuple(py::cast(p.padding.prompts)));
+    add("relegated", get_relegated(p));
     if (std::isfinite(p.wake_at)) {
       if (!text.empty()) text += ", ";
       text.append("wake_at=").append(py::str(py::float_(p.wake_at)).cast<std::string>());

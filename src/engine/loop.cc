@@ -33,6 +33,8 @@ const char* to_string(EventKind kind) {
       return "swap_in";
     case EventKind::resume:
       return "resume";
+    case EventKind::relegate:
+      return "relegate";
     case EventKind::finish:
       return "finish";
     case EventKind::reject:

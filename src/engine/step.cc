@@ -19,6 +19,9 @@ void Loop::run(const StepPlan& plan, double now) {
 
   Batch batch;
   move_kv(plan.kv, now, batch);
+  for (const Relegation& r : plan.relegated) {
+    recorder_.add(now, table_.state(r.slot).id, EventKind::relegate, static_cast<int32_t>(r.cause));
+  }
   for (const Ending& ending : plan.endings) {
     ledger_.release(table_.state(ending.slot).kv);
     table_.sync_kv(ending.slot);

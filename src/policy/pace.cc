@@ -1,4 +1,4 @@
-// Pace's values, learning, events and admission; the choice of the step is in pace_step.cc.
+// Pace's values, learning, events and admission.
 #include "policy/pace.h"
 
 #include <algorithm>
@@ -15,20 +15,7 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kLead = 0.95;  // of a TPOT from due time to due time, so that a lead builds up
 constexpr double kPace = 0.7;   // share of a deadline that tasks without TPOT aim to take
 constexpr int kMisfits = 16;    // waiting tasks that may fail the demand test in one walk
-constexpr double kLeastShare = 0.4, kMostShare = 1.3;
-constexpr double kShareUp = 0.002, kShareDown = 0.01;
 constexpr double kSmoothing = 0.02;  // weight of the last step in running means
-
-// Whether a task that finished normally kept its targets.
-bool made_it(const TaskView& task) {
-  if (task.produced == 0) return true;
-  const double first = task.first_token_time - task.arrival;
-  const double last = task.last_token_time - task.arrival;
-  if (task.slo.ttft && first > *task.slo.ttft) return false;
-  if (task.slo.deadline && last > *task.slo.deadline) return false;
-  return !task.slo.tpot || task.produced < 2 ||
-         (last - first) / (task.produced - 1) <= *task.slo.tpot;
-}
 
 }  // namespace
 
@@ -79,28 +66,6 @@ double Pace::token_due(const TaskView& task, const Job& job) const {
   return due;
 }
 
-// Whether `task` can no longer make it, even if it ran alone from now on.
-bool Pace::is_lost(const TaskView& task, const Job& job, double now) const {
-  const double fast = curve_.max_rows() > 0 ? curve_.step(1) : 0;
-  const LengthBelief& lengths = job.kind->lengths;
-  if (task.produced == 0) {
-    if (task.slo.ttft && now + job.prompt > task.arrival + *task.slo.ttft) return true;
-    if (!task.slo.deadline) return false;
-    const double rest = (lengths.low_remaining(0) - 1) * fast;
-    return now + job.prompt + rest > task.arrival + *task.slo.deadline;
-  }
-  if (task.slo.ttft && task.first_token_time > task.arrival + *task.slo.ttft) return true;
-  if (task.slo.deadline &&
-      now + lengths.low_remaining(task.produced) * fast > task.arrival + *task.slo.deadline) {
-    return true;
-  }
-  if (!task.slo.tpot) return false;
-  // Behind by more than running alone to its end could make up for.
-  const double behind = now - (task.first_token_time + (task.produced - 1) * *task.slo.tpot);
-  const double rest = lengths.high_remaining(task.produced);
-  return behind + rest * fast > rest * *task.slo.tpot;
-}
-
 // Expected utility per token of work from here on.
 double Pace::value(const TaskView& task, const Job& job) const {
   const LengthBelief& lengths = job.kind->lengths;
@@ -142,6 +107,7 @@ void Pace::on(const TaskEvent& event, const View& view) {
   Kind& kind = kind_of(task);
   job.kind = &kind;
   job.place = Place::waiting;
+  job.overrun = overrun_;
   job.prompt = prefill_seconds(task, view);
   const double worth = value(task, job);
   job.entry = {-worth, task.arrival, task.id, slot};
@@ -159,12 +125,6 @@ void Pace::on(const TaskEvent& event, const View& view) {
     kind.first_arrival += (task.arrival - kind.first_arrival) / 2;
     kind.arrivals /= 2;
   }
-}
-
-// An admitted task of `kind` made it, or missed.
-void Pace::judge(Kind& kind, bool made) const {
-  if (!learns_) return;
-  kind.share = std::clamp(kind.share + (made ? kShareUp : -kShareDown), kLeastShare, kMostShare);
 }
 
 // Work that `task` needs by each moment to keep its targets: its prefill over the second half of
@@ -284,47 +244,16 @@ void Pace::admit(const View& view) {
 StepPlan Pace::plan(const View& view) {
   ++plans_;
   now_ = view.now;
+  predicted_ = 0;
   StepBuilder step(view, view.max_rows);
   for (int32_t slot : never_run_) step.reject(slot, never_runs(view.tasks[slot], view));
   if (view.live.size() == never_run_.size()) return step.take();
   admit(view);
   choose_step(step);
-  return step.take();
-}
-
-// Moves a task that can no longer make it behind all that can.
-void Pace::relegate(int32_t slot) {
-  Job& job = jobs_[slot];
-  if (job.place == Place::waiting) {
-    waiting_.erase(job.entry);
-    latest_.erase({job.start_by, slot});
-  } else {
-    std::erase(started_, slot);
-    judge(*job.kind, false);
-  }
-  job.place = Place::lost;
-  lost_.push_back(slot);
-}
-
-// Relegates what can no longer make it.
-void Pace::give_up(const View& view) {
-  while (!latest_.empty()) {
-    const int32_t slot = latest_.begin()->second;
-    if (latest_.begin()->first > view.now) break;
-    if (!is_lost(view.tasks[slot], jobs_[slot], view.now)) {
-      // A cautious start_by has passed; look again when the last chance has.
-      Job& job = jobs_[slot];
-      latest_.erase(latest_.begin());
-      job.start_by = view.now + step_seconds_;
-      latest_.insert({job.start_by, slot});
-      continue;
-    }
-    relegate(slot);
-  }
-  for (size_t i = started_.size(); i-- > 0;) {
-    const int32_t slot = started_[i];
-    if (is_lost(view.tasks[slot], jobs_[slot], view.now)) relegate(slot);
-  }
+  StepPlan plan = step.take();
+  plan.relegated = find_lost(view);
+  if (plan.runs()) predicted_ = view.latency->predict(features_of(plan, view)).median;
+  return plan;
 }
 
 void Pace::commit(const StepPlan& plan, const StepOutcome& outcome, const View& view) {
@@ -338,6 +267,7 @@ void Pace::commit(const StepPlan& plan, const StepOutcome& outcome, const View& 
     step_seconds_ = std::max(curve_.step(curve_.best_rows(std::max(1, busy))),
                              step_seconds_ + 0.05 * (outcome.duration - step_seconds_));
   }
+  for (const Relegation& lost : plan.relegated) relegate(lost.slot);
   for (const PrefillChunk& chunk : plan.prefill) {
     Job& job = jobs_[chunk.slot];
     if (job.place != Place::waiting) continue;
@@ -346,10 +276,19 @@ void Pace::commit(const StepPlan& plan, const StepOutcome& outcome, const View& 
     job.place = Place::started;
     started_.push_back(chunk.slot);
   }
+  overrun_ += outcome.duration - predicted_;
+  for (const Row& prompt : prompts_) jobs_[prompt.slot].was_admitted = true;
+  while (!latest_.empty() && latest_.begin()->first <= now_) {
+    // A cautious start_by has passed; look again when the last chance has.
+    const int32_t slot = latest_.begin()->second;
+    latest_.erase(latest_.begin());
+    latest_.insert({jobs_[slot].start_by = view.now + step_seconds_, slot});
+  }
   for (int32_t slot : outcome.token_slots) {
+    const TaskView& task = view.tasks[slot];
+    if (task.produced == 1 && !first_is_late(task)) jobs_[slot].overrun = overrun_;
     jobs_[slot].kind->lengths.observe_token(view.tasks[slot].produced);
   }
-  give_up(view);
   if (++commits_ % 64 == 0 && !started_.empty()) {
     double context = 0;
     for (int32_t slot : started_) context += view.tasks[slot].cached;

@@ -60,10 +60,12 @@ class Pace : public Policy {
   struct Job {
     Kind* kind = nullptr;
     Place place = Place::none;
-    Ranked entry;         // in waiting_: rank = -value
-    double prompt = 0;    // seconds of its first prefill
-    double start_by = 0;  // latest start of its prefill
-    uint64_t admitted = 0;
+    Ranked entry;               // in waiting_: rank = -value
+    double prompt = 0;          // seconds of its first prefill
+    double start_by = 0;        // latest start of its prefill
+    uint64_t admitted = 0;      // stamp of the last plan that admitted it
+    bool was_admitted = false;  // by a plan that was committed
+    double overrun = 0;         // overrun_ when it arrived, or had its first token in time
   };
 
   // An admitted task: a row, due at its next token; or a prompt, due at the latest start of its
@@ -75,6 +77,8 @@ class Pace : public Policy {
     bool operator<(const Row& o) const { return due != o.due ? due < o.due : slot < o.slot; }
   };
 
+  static bool first_is_late(const TaskView& task);
+  static bool made_it(const TaskView& task);
   Kind& kind_of(const TaskView& task);
   double prefill_seconds(const TaskView& task, const View& view) const;
   double rest_of_prefill(const TaskView& task, const Job& job, const View& view) const;
@@ -86,9 +90,10 @@ class Pace : public Policy {
                           const View& view) const;
   DemandGrid::Task reserve(double value, const DemandGrid& grid, double now) const;
   void admit(const View& view);
+  std::vector<Relegation> find_lost(const View& view) const;
+  MissCause cause_of(const TaskView& task, const Job& job, double now) const;
   void relegate(int32_t slot);
   void judge(Kind& kind, bool made_it) const;
-  void give_up(const View& view);
 
   void choose_step(StepBuilder& step);
   int32_t choose_batch() const;
@@ -111,11 +116,13 @@ class Pace : public Policy {
   std::vector<int32_t> never_run_;
   double step_seconds_ = 0;  // running mean of steps
   StepCurve curve_;          // at the mean context of what has started, renewed now and then
+  double overrun_ = 0;       // seconds that steps took beyond what was predicted, all in all
   uint64_t commits_ = 0;
 
   // Scratch of a plan.
   uint64_t plans_ = 0;  // stamps the jobs that the last plan admitted
   double now_ = 0;
+  double predicted_ = 0;             // seconds of the planned step
   std::vector<Row> rows_, prompts_;  // admitted, by due time: ready to decode; to be prefilled
 };
 

@@ -36,6 +36,22 @@ bool dropped_by(const StepPlan& plan, int32_t slot) {
 
 }  // namespace
 
+const char* to_string(MissCause cause) {
+  switch (cause) {
+    case MissCause::not_admitted:
+      return "not_admitted";
+    case MissCause::too_late:
+      return "too_late";
+    case MissCause::starved:
+      return "starved";
+    case MissCause::length:
+      return "length";
+    case MissCause::slow_steps:
+      return "slow_steps";
+  }
+  return "";
+}
+
 StepFeatures features_of(const StepPlan& plan, const View& view) {
   StepFeatures f;
   for (int32_t slot : plan.decode) {
@@ -77,7 +93,7 @@ PlanChecker::Slot& PlanChecker::touch(const char* list, size_t index, int32_t sl
   Slot& state = slots_[slot];
   if (state.stamp != stamp_) {
     const TaskView& task = view.tasks[slot];
-    state = {stamp_, task.kv, task.blocks, task.cached, false};
+    state = {stamp_, task.kv, task.blocks, task.cached};
   }
   return state;
 }
@@ -123,6 +139,13 @@ void PlanChecker::check(const StepPlan& plan, const View& view) {
     }
     s.used = true;
     if (s.kv != KvState::none) (s.kv == KvState::device ? free : free_host) += s.blocks;
+  }
+
+  for (size_t i = 0; i < plan.relegated.size(); ++i) {
+    const int32_t slot = plan.relegated[i].slot;
+    Slot& s = touch("relegated", i, slot, view);
+    if (s.relegated) broken("relegated", i, on_slot(slot, "a second time"), "each slot once");
+    s.relegated = true;
   }
 
   int64_t tokens = 0, blocks = 0;

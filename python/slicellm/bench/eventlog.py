@@ -27,11 +27,14 @@ EVENTS = (
     "swap_out",
     "swap_in",
     "resume",
+    "relegate",
     "finish",
     "reject",
 )
 # In the order of the core's FinishReason, from 1 on.
 REASONS = ("stop", "length", "cancelled", "deadline", "rejected", "error")
+# Why a policy no longer expects a task to keep its targets, in the order of the core's MissCause.
+CAUSES = ("not_admitted", "too_late", "starved", "length", "slow_steps")
 NORMAL = ("stop", "length")  # a task that ended in one of these ways finished normally
 _VALUE_KEY = {
     "prefill": "tokens",
@@ -39,8 +42,10 @@ _VALUE_KEY = {
     "preempt": "tokens",
     "swap_out": "blocks",
     "swap_in": "blocks",
+    "relegate": "cause",
     "finish": "reason",
 }
+_WORDS = {"finish": REASONS, "relegate": CAUSES}  # values that are one of a few words
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Declared:
 @dataclass(frozen=True)
 class Event:
     """Anything after the arrival. `value`: tokens of a prefill chunk or forgotten by a preemption,
-    a token's id, blocks of a swap, the reason of a finish."""
+    a token's id, blocks of a swap, the cause of a relegation, the reason of a finish."""
 
     t: float
     task: int
@@ -110,7 +115,9 @@ def from_engine(
     for t, task_id, kind, value in events:
         if kind == "arrive":
             continue  # the declaration stands for it, at the scheduled time
-        detail = REASONS[value - 1] if kind == "finish" else value
+        detail: int | str = value
+        if kind in _WORDS:
+            detail = _WORDS[kind][value - 1 if kind == "finish" else value]
         log.events.append(Event(t - start, number(task_id), kind, detail))
     return log
 
@@ -154,10 +161,11 @@ def _read_line(
         )
         return
     value: int | str | None = None
-    if kind == "finish":
-        value = line.get("reason")
-        if value not in REASONS:
-            raise checks.invalid(f"{where}: reason", value, f"one of {', '.join(REASONS)}")
+    if kind in _WORDS:
+        value = line.get(_VALUE_KEY[kind])
+        if value not in _WORDS[kind]:
+            expected = f"one of {', '.join(_WORDS[kind])}"
+            raise checks.invalid(f"{where}: {_VALUE_KEY[kind]}", value, expected)
     elif kind in _VALUE_KEY:
         value = _integer(where, line, _VALUE_KEY[kind])
     events.append(Event(t, task, kind, value))
