@@ -35,7 +35,7 @@ TRACES = ("sharegpt", "arxiv_summarization")
 MAX_ROWS, MAX_STEP_TOKENS = 128, 8192
 VLLM = tuple(f"vllm:max_num_batched_tokens={n},max_num_seqs={MAX_ROWS}" for n in (2048, 8192))
 SARATHI = tuple(f"sarathi:token_budget={n},max_batch={MAX_ROWS}" for n in (256, 512, 1024, 2048))
-RATES = tuple(round(0.3 * 1.1**k, 3) for k in range(26))  # 0.3 .. 3.25 requests/s
+RATES = tuple(round(0.3 * 1.1**k, 3) for k in range(29))  # 0.3 .. 4.33 requests/s
 DELAY_S = 2.0
 STRICT_S, RELAXED_S = 0.1, 0.5  # the paper's p99 TBT for Mistral-7B
 TARGETS = (0.06, 0.08, STRICT_S, 0.15, 0.2, 0.25, 0.3, 0.4, RELAXED_S, 0.75, 1.0)
