@@ -40,7 +40,7 @@ MIXES: Mapping[str, tuple[tuple[str, float, float], ...]] = {  # name, share, TB
     "strict and relaxed": (("strict", 0.05, 100.0), ("relaxed", 0.95, 500.0)),
     "uniform": (("uniform", 1.0, 200.0),),
 }
-BUDGET_MIX, BUDGET_RATE = "strict and relaxed", 1.0
+BUDGET_MIX, BUDGET_RATE = "strict and relaxed", 0.3  # at 1 request/s a budget of 64 is too small
 BUDGETS = (64, 128, 256, 384, 512, 768, 1024)
 PUBLISHED = {  # token budget: median TTFT, step time (ms)
     64: (724, 22.7),
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument(
         "--rates",
         type=listed(float),
-        default=[0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2],
+        default=[0.8, 1.0, 1.2, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.2],
         help="requests/s",
     )
     parser.add_argument("--seeds", type=listed(int), default=[0, 1, 2])

@@ -91,14 +91,38 @@ def best_cut(
     return found
 
 
+def seed_capacities(
+    cells: Sequence[study.Cell], mix: str, policy: str
+) -> list[tuple[float, float]]:
+    """The capacities of `policy` and of sarathi, seed by seed."""
+    seeds = sorted({c["seed"] for c in cells})
+    parts = [study.chosen(cells, seed=seed) for seed in seeds]
+    return [(capacity(c, mix, policy)[0], capacity(c, mix, slai.SARATHI)[0]) for c in parts]
+
+
 def claims(cells: Sequence[study.Cell]) -> list[str]:
     rows: list[tuple[str, str, str, bool | None]] = []
     for mix in slai.MIXES:
         main = mix == "strict and relaxed"
+        cut, policy, rate = best_cut(cells, mix, slai.SARATHI, slai.SLAI, math.inf)
+        same = study.chosen(cells, mix=mix, rate=rate)
+        times = (
+            study.mean(study.chosen(same, policy=p), "ttft_s")
+            for p in (slai.SARATHI, slai.SHORTEST, policy)
+        )
+        rows.append(
+            (
+                f"{mix}: median TTFT at least 50 % under sarathi's, at any rate, tails met",
+                "-53 %" if main else "-",
+                f"-{cut:.0f} % ({text_of(policy)} at {rate:g} requests/s; sarathi, sarathi spf, "
+                f"slai: {', '.join(f'{t:.2f} s' for t in times)})",
+                cut >= 50,
+            )
+        )
         cut, policy, rate = best_cut(cells, mix, slai.SARATHI, slai.SLAI, slai.TTFT_S)
         rows.append(
             (
-                f"{mix}: median TTFT at least 50 % under sarathi's, slai's own below 0.5 s",
+                f"{mix}: the same where slai's own is below 0.5 s",
                 "-53 %" if main else "-",
                 f"-{cut:.0f} % ({text_of(policy)} at {rate:g} requests/s)",
                 cut >= 50,
@@ -107,7 +131,7 @@ def claims(cells: Sequence[study.Cell]) -> list[str]:
         cut, policy, rate = best_cut(cells, mix, slai.SHORTEST, slai.SLAI, slai.TTFT_S)
         rows.append(
             (
-                f"{mix}: the same beside sarathi with shortest prompt first",
+                f"{mix}: that beside sarathi with shortest prompt first",
                 "-",
                 f"-{cut:.0f} % ({text_of(policy)} at {rate:g} requests/s)",
                 cut >= 50,
@@ -116,12 +140,14 @@ def claims(cells: Sequence[study.Cell]) -> list[str]:
         base = capacity(cells, mix, slai.SARATHI)[0]
         best, policy = max((capacity(cells, mix, p)[0], p) for p in slai.SLAI)
         short = capacity(cells, mix, slai.SHORTEST)[0]
+        each = [100 * (a / b - 1) for a, b in seed_capacities(cells, mix, policy)]
         rows.append(
             (
                 f"{mix}: capacity at least +20 % over sarathi",
                 "+26 %" if main else "-",
-                f"{100 * (best / base - 1):+.0f} % ({text_of(policy)}: {best:.2f} and {base:.2f} "
-                f"requests/s); sarathi spf {100 * (short / base - 1):+.0f} %",
+                f"{100 * (best / base - 1):+.1f} %, by seed {min(each):+.1f} to {max(each):+.1f} % "
+                f"({text_of(policy)}: {best:.2f} and {base:.2f} requests/s); sarathi spf "
+                f"{100 * (short / base - 1):+.1f} %",
                 best >= 1.2 * base,
             )
         )
