@@ -33,6 +33,7 @@ struct TaskView {
   double last_token_time = std::numeric_limits<double>::quiet_NaN();
   KvState kv = KvState::none;
   int32_t blocks = 0;  // KV blocks held, on the side that `kv` says
+  FinishReason ended = FinishReason::none;  // why it ended; set while its end is told
 
   // Tokens known but not in KV. A first pass or a recompute has more than one (or produced == 0).
   int32_t pending() const { return prompt_len + produced - cached; }
@@ -157,7 +158,6 @@ enum class TaskEventKind { arrive, finish };
 struct TaskEvent {
   TaskEventKind kind = TaskEventKind::arrive;
   int32_t slot = 0;
-  FinishReason reason = FinishReason::none;  // finish only
 };
 
 // What became of a committed plan.

@@ -173,5 +173,6 @@ class SyntheticTable:
     def _end(self, slot: int, reason: str) -> None:
         self.ended[self.tasks[slot].id] = reason
         self._move("drop", slot)
+        self.tasks[slot].ended = reason
         self.policy.on("finish", slot, self.view())
         self.tasks[slot] = TaskView()

@@ -264,7 +264,7 @@ void bind_policy(py::module_& m) {
       .def(
           "on",
           [](Policy& p, const std::string& kind, int32_t slot, const PyView& view) {
-            p.on({parse_event(kind), slot, FinishReason::none}, view.get());
+            p.on({parse_event(kind), slot}, view.get());
           },
           py::arg("kind"), py::arg("slot"), py::arg("view"))
       .def(

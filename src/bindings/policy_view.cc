@@ -102,6 +102,15 @@ FinishReason parse_reason(const std::string& text) {
               "rejected or deadline");
 }
 
+FinishReason parse_ended(const std::string& text) {
+  for (int i = 0; i <= static_cast<int>(FinishReason::error); ++i) {
+    const auto reason = static_cast<FinishReason>(i);
+    if (text == to_string(reason)) return reason;
+  }
+  throw Error(ErrorKind::invalid_argument, "ended", "\"" + text + "\"",
+              "none, stop, length, cancelled, deadline, rejected or error");
+}
+
 Seconds from_ms(Seconds ms) { return ms ? Seconds(*ms / 1e3) : ms; }
 Seconds to_ms(Seconds s) { return s ? Seconds(*s * 1e3) : s; }
 
@@ -146,6 +155,9 @@ void bind_task_view(py::module_& m) {
       "kv", [](const TaskView& t) { return to_text(t.kv); },
       [](TaskView& t, const std::string& text) { t.kv = parse_kv(text); });
   c.def_readwrite("blocks", &TaskView::blocks);
+  c.def_property(
+      "ended", [](const TaskView& t) { return to_string(t.ended); },
+      [](TaskView& t, const std::string& text) { t.ended = parse_ended(text); });
   c.def("pending", &TaskView::pending, "Tokens that are known but not in KV.");
   c.def("ready_to_decode", &TaskView::ready_to_decode);
   c.def("__repr__", [](const TaskView& t) {

@@ -111,7 +111,7 @@ void Loop::take_in(double now) {
     dirty_ = true;
     const int32_t slot = table_.insert(std::move(task), options_.prefill_divisible);
     call_policy([&](Policy& policy) {
-      policy.on({TaskEventKind::arrive, slot, FinishReason::none}, make_view(now));
+      policy.on({TaskEventKind::arrive, slot}, make_view(now));
     });
   }
   while (!deadlines_.empty() && deadlines_.top().first <= now) {
@@ -147,8 +147,9 @@ void Loop::finish(int32_t slot, FinishReason reason, std::string error, double n
                 static_cast<int32_t>(reason));
   ended_.push_back({task.handle, reason, std::move(error), now});
   ++stats_.finished;
+  table_.view(slot).ended = reason;
   call_policy([&](Policy& policy) {
-    policy.on({TaskEventKind::finish, slot, reason}, make_view(now));
+    policy.on({TaskEventKind::finish, slot}, make_view(now));
   });
   table_.clear(slot);
 }

@@ -85,7 +85,7 @@ void Pace::on(const TaskEvent& event, const View& view) {
     } else {
       std::erase(job.place == Place::started ? started_ : lost_, slot);
     }
-    if (event.reason == FinishReason::stop || event.reason == FinishReason::length) {
+    if (task.ended == FinishReason::stop || task.ended == FinishReason::length) {
       if (task.produced > 0) job.kind->lengths.observe_end(task.produced);
       if (job.place == Place::started) judge(*job.kind, made_it(task));
     }

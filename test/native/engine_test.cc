@@ -22,7 +22,7 @@ class ScriptPolicy : public Policy {
   void on(const TaskEvent& event, const View& view) override {
     const TaskView& task = view.tasks[event.slot];
     log.push_back((event.kind == TaskEventKind::arrive ? "arrive " : "finish ") +
-                  std::to_string(task.id) + " " + to_string(event.reason));
+                  std::to_string(task.id) + " " + to_string(task.ended));
     if (event.kind == TaskEventKind::finish) {
       CHECK(task.kv == KvState::none && task.blocks == 0);
       for (int32_t slot : view.live) CHECK(slot != event.slot);

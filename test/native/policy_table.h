@@ -54,13 +54,14 @@ class PolicyTable {
     task.arrival = now_;
     tasks_[slot] = task;
     live_.push_back(slot);
-    policy.on({TaskEventKind::arrive, slot, FinishReason::none}, view());
+    policy.on({TaskEventKind::arrive, slot}, view());
   }
 
   void finish(int32_t slot, FinishReason reason, Policy& policy) {
     release(tasks_[slot]);
     live_.erase(std::find(live_.begin(), live_.end(), slot));
-    policy.on({TaskEventKind::finish, slot, reason}, view());
+    tasks_[slot].ended = reason;
+    policy.on({TaskEventKind::finish, slot}, view());
     tasks_[slot] = TaskView();
   }
 
