@@ -81,7 +81,12 @@ void Pace::on(const TaskEvent& event, const View& view) {
     Job& job = jobs_[slot];
     if (job.place == Place::waiting) {
       waiting_.erase(job.entry);
-      latest_.erase({job.start_by, slot});
+      latest_.erase(job.start_by);
+    } else if (job.place == Place::hopeless) {
+      std::erase(arrived_hopeless_, slot);
+      std::erase(hopeless_, slot);
+      job = Job();
+      return;
     } else {
       std::erase(job.place == Place::started ? started_ : lost_, slot);
     }
@@ -96,7 +101,7 @@ void Pace::on(const TaskEvent& event, const View& view) {
     never_run_.push_back(slot);
     return;
   }
-  if (curve_.max_rows() == 0) {
+  if (kinds_.empty()) {
     curve_ =
         StepCurve(*view.latency, std::min(view.max_rows, view.max_step_tokens), task.prompt_len);
     step_seconds_ = curve_.step(1);
@@ -104,6 +109,11 @@ void Pace::on(const TaskEvent& event, const View& view) {
   }
   if (jobs_.size() <= static_cast<size_t>(slot)) jobs_.resize(slot + 1);
   Job& job = jobs_[slot];
+  if (is_hopeless(task, view)) {
+    job.place = Place::hopeless;
+    arrived_hopeless_.push_back(slot);
+    return;  // nothing is learned from it
+  }
   Kind& kind = kind_of(task);
   job.kind = &kind;
   job.place = Place::waiting;
@@ -111,9 +121,9 @@ void Pace::on(const TaskEvent& event, const View& view) {
   job.prompt = prefill_seconds(task, view);
   const double worth = value(task, job);
   job.entry = {-worth, task.arrival, task.id, slot};
-  job.start_by = first_due(task, job) - job.prompt;
+  job.start_by = {first_due(task, job) - job.prompt, task.arrival, task.id, slot};
   waiting_.insert(job.entry);
-  latest_.insert({job.start_by, slot});
+  latest_.insert(job.start_by);
 
   if (kind.arrivals == 0) kind.first_arrival = task.arrival;
   kind.slo = task.slo;
@@ -194,8 +204,11 @@ void Pace::admit(const View& view) {
   DemandGrid grid(2 * curve_.step(1));
   int64_t blocks = 0;
 
-  std::vector<std::pair<double, int32_t>> begun;
-  for (int32_t slot : started_) begun.push_back({-value(view.tasks[slot], jobs_[slot]), slot});
+  std::vector<Ranked> begun;
+  for (int32_t slot : started_) {
+    const TaskView& task = view.tasks[slot];
+    begun.push_back({-value(task, jobs_[slot]), task.arrival, task.id, slot});
+  }
   std::sort(begun.begin(), begun.end());
   auto next = begun.begin();
   auto waiting = waiting_.begin();
@@ -204,10 +217,8 @@ void Pace::admit(const View& view) {
   DemandGrid::Task beside;
   while (next != begun.end() || (waiting != waiting_.end() && misfits < kMisfits)) {
     const bool waits = next == begun.end() || (waiting != waiting_.end() && misfits < kMisfits &&
-                                               waiting->rank < next->first);
-    const int32_t slot = waits ? waiting->slot : next->second;
-    const double rank = waits ? waiting->rank : next->first;
-    waits ? static_cast<void>(++waiting) : static_cast<void>(++next);
+                                               waiting->rank < next->rank);
+    const auto [rank, arrival, id, slot] = waits ? *waiting++ : *next++;
     const TaskView& task = view.tasks[slot];
     Job& job = jobs_[slot];
     if (is_lost(task, job, view.now)) continue;
@@ -231,10 +242,10 @@ void Pace::admit(const View& view) {
     blocks += need;
     job.admitted = plans_;
     if (task.ready_to_decode()) {
-      rows_.push_back({token_due(task, job), slot, -rank});
+      rows_.push_back({token_due(task, job), id, slot, -rank});
     } else {
       const double prefill = rest_of_prefill(task, job, view);
-      prompts_.push_back({token_due(task, job) - prefill - step_seconds_, slot, -rank});
+      prompts_.push_back({token_due(task, job) - prefill - step_seconds_, id, slot, -rank});
     }
   }
   std::sort(rows_.begin(), rows_.end());
@@ -272,22 +283,24 @@ void Pace::commit(const StepPlan& plan, const StepOutcome& outcome, const View& 
     Job& job = jobs_[chunk.slot];
     if (job.place != Place::waiting) continue;
     waiting_.erase(job.entry);
-    latest_.erase({job.start_by, chunk.slot});
+    latest_.erase(job.start_by);
     job.place = Place::started;
     started_.push_back(chunk.slot);
   }
   overrun_ += outcome.duration - predicted_;
   for (const Row& prompt : prompts_) jobs_[prompt.slot].was_admitted = true;
-  while (!latest_.empty() && latest_.begin()->first <= now_) {
+  while (!latest_.empty() && latest_.begin()->rank <= now_) {
     // A cautious start_by has passed; look again when the last chance has.
-    const int32_t slot = latest_.begin()->second;
+    Ranked& start_by = jobs_[latest_.begin()->slot].start_by;
     latest_.erase(latest_.begin());
-    latest_.insert({jobs_[slot].start_by = view.now + step_seconds_, slot});
+    start_by.rank = view.now + step_seconds_;
+    latest_.insert(start_by);
   }
   for (int32_t slot : outcome.token_slots) {
     const TaskView& task = view.tasks[slot];
+    if (jobs_[slot].place == Place::hopeless) continue;
     if (task.produced == 1 && !first_is_late(task)) jobs_[slot].overrun = overrun_;
-    jobs_[slot].kind->lengths.observe_token(view.tasks[slot].produced);
+    jobs_[slot].kind->lengths.observe_token(task.produced);
   }
   if (++commits_ % 64 == 0 && !started_.empty()) {
     double context = 0;
@@ -315,6 +328,7 @@ std::string Pace::inspect() const {
       .add("started", started_)
       .add("waiting", waiting)
       .add("lost", lost_)
+      .add("hopeless", hopeless_)
       .text();
 }
 

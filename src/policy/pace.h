@@ -21,7 +21,8 @@ namespace slicellm {
 //    arrivals of more value are expected to need. The share is learned: an admitted task that
 //    misses lowers it, one that makes it raises it.
 //  * Relegation. What can no longer make it keeps its KV while there is room and runs only when
-//    nothing else can.
+//    nothing else can. A task that could not make it even alone runs after these; while any other
+//    is live, nothing is different for its being there.
 //  * Steps. Among batch sizes the one with the least time a token that lets every admitted task
 //    keep its due times, most urgent rows first. Prompts join when the rows' slack allows it, cut
 //    where that is cheap, or when their own first token is the more urgent.
@@ -56,13 +57,14 @@ class Pace : public Policy {
     Slo slo;                                 // of the last arrival
     double share = kFirstShare;              // of the time that work up to this kind's may fill
   };
-  enum class Place { none, waiting, started, lost };
+  // hopeless: could not have made it even alone from its arrival on.
+  enum class Place { none, waiting, started, lost, hopeless };
   struct Job {
     Kind* kind = nullptr;
     Place place = Place::none;
     Ranked entry;               // in waiting_: rank = -value
     double prompt = 0;          // seconds of its first prefill
-    double start_by = 0;        // latest start of its prefill
+    Ranked start_by;            // in latest_: rank = latest start of its prefill
     uint64_t admitted = 0;      // stamp of the last plan that admitted it
     bool was_admitted = false;  // by a plan that was committed
     double overrun = 0;         // overrun_ when it arrived, or had its first token in time
@@ -72,9 +74,10 @@ class Pace : public Policy {
   // prefill.
   struct Row {
     double due;
+    TaskId id;
     int32_t slot;
     double value;
-    bool operator<(const Row& o) const { return due != o.due ? due < o.due : slot < o.slot; }
+    bool operator<(const Row& o) const { return due != o.due ? due < o.due : id < o.id; }
   };
 
   static bool first_is_late(const TaskView& task);
@@ -84,6 +87,7 @@ class Pace : public Policy {
   double rest_of_prefill(const TaskView& task, const Job& job, const View& view) const;
   double first_due(const TaskView& task, const Job& job) const;
   double token_due(const TaskView& task, const Job& job) const;
+  bool is_hopeless(const TaskView& task, const View& view) const;
   bool is_lost(const TaskView& task, const Job& job, double now) const;
   double value(const TaskView& task, const Job& job) const;
   DemandGrid::Task demand(const TaskView& task, const Job& job, const DemandGrid& grid,
@@ -110,9 +114,10 @@ class Pace : public Policy {
   std::map<std::pair<int32_t, int32_t>, Kind> kinds_;  // by class and cap
   std::vector<Job> jobs_;                              // by slot
   std::set<Ranked> waiting_;
-  std::set<std::pair<double, int32_t>> latest_;  // start_by and slot of waiting tasks
-  std::vector<int32_t> started_;                 // hold KV or have begun, and can still make it
-  std::vector<int32_t> lost_;                    // by the time they were given up
+  std::set<Ranked> latest_;       // waiting tasks by start_by
+  std::vector<int32_t> started_;  // hold KV or have begun, and can still make it
+  std::vector<int32_t> lost_;     // by the time they were given up
+  std::vector<int32_t> arrived_hopeless_, hopeless_;  // not yet relegated; relegated
   std::vector<int32_t> never_run_;
   double step_seconds_ = 0;  // running mean of steps
   StepCurve curve_;          // at the mean context of what has started, renewed now and then

@@ -27,6 +27,18 @@ bool Pace::made_it(const TaskView& task) {
          (last - first) / (task.produced - 1) <= *task.slo.tpot;
 }
 
+// Whether a task that arrives could not make it even if nothing else ran.
+bool Pace::is_hopeless(const TaskView& task, const View& view) const {
+  const int32_t tokens = task.pending();
+  const StepFeatures alone = {
+      .tokens = tokens, .rows = 1, .chunk_work = 0.5 * tokens * tokens, .prefill_tokens = tokens};
+  const double first = view.now + view.latency->predict(alone).median - task.arrival;
+  if (task.slo.ttft && first > *task.slo.ttft) return true;
+  if (task.slo.deadline && first > *task.slo.deadline) return true;
+  return task.slo.tpot && task.max_tokens > 1 &&
+         view.latency->decode_step(1, task.prompt_len) > *task.slo.tpot;
+}
+
 // Whether `task` can no longer make it, even if it ran alone from now on.
 bool Pace::is_lost(const TaskView& task, const Job& job, double now) const {
   const double fast = curve_.max_rows() > 0 ? curve_.step(1) : 0;
@@ -57,9 +69,10 @@ std::vector<Relegation> Pace::find_lost(const View& view) const {
     if (!is_lost(task, jobs_[slot], view.now)) return;
     lost.push_back({slot, cause_of(task, jobs_[slot], view.now)});
   };
-  for (const auto& [start_by, slot] : latest_) {
-    if (start_by > view.now) break;
-    look(slot);
+  for (int32_t slot : arrived_hopeless_) lost.push_back({slot, MissCause::not_admitted});
+  for (const Ranked& entry : latest_) {
+    if (entry.rank > view.now) break;
+    look(entry.slot);
   }
   for (size_t i = started_.size(); i-- > 0;) look(started_[i]);
   return lost;
@@ -81,9 +94,14 @@ MissCause Pace::cause_of(const TaskView& task, const Job& job, double now) const
 // Moves a task that can no longer make it behind all that can.
 void Pace::relegate(int32_t slot) {
   Job& job = jobs_[slot];
+  if (job.place == Place::hopeless) {
+    std::erase(arrived_hopeless_, slot);
+    hopeless_.push_back(slot);
+    return;
+  }
   if (job.place == Place::waiting) {
     waiting_.erase(job.entry);
-    latest_.erase({job.start_by, slot});
+    latest_.erase(job.start_by);
   } else {
     std::erase(started_, slot);
     judge(*job.kind, false);

@@ -39,7 +39,7 @@ bool Pace::make_room(int32_t slot, int32_t tokens, StepBuilder& step) const {
   const View& view = step.view();
   const bool on_host = view.tasks[slot].kv == KvState::host;
   const int32_t need = step.growth(slot, tokens) + (on_host ? view.tasks[slot].blocks : 0);
-  for (const std::vector<int32_t>* list : {&lost_, &started_}) {
+  for (const std::vector<int32_t>* list : {&hopeless_, &lost_, &started_}) {
     for (auto it = list->rbegin(); it != list->rend() && step.free_blocks() < need; ++it) {
       const TaskView& holder = view.tasks[*it];
       if (*it == slot || jobs_[*it].admitted == plans_ || holder.kv != KvState::device) continue;
@@ -137,6 +137,9 @@ void Pace::run_leftovers(StepBuilder& step) const {
     if (run_one(entry.slot, step)) return;
   }
   for (int32_t slot : started_) {
+    if (run_one(slot, step)) return;
+  }
+  for (int32_t slot : hopeless_) {
     if (run_one(slot, step)) return;
   }
 }
