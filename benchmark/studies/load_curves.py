@@ -88,6 +88,10 @@ def write_report(results: Path) -> None:
         "`tiers` has ShareGPT's lengths, arxiv and azure have its classes. "
         "slice: the best of five ratios, load by load and metric by metric, which no operator can "
         "choose in advance. In %.",
+        "",
+        "## What it shows",
+        "",
+        study.text_beside(__file__),
     ]
     for name in dict.fromkeys(c["workload"] for c in cells):
         made, axes = study.figure(2, 5.2)
