@@ -242,10 +242,12 @@ void Pace::admit(const View& view) {
     blocks += need;
     job.admitted = plans_;
     if (task.ready_to_decode()) {
-      rows_.push_back({token_due(task, job), id, slot, -rank});
+      rows_.push_back(
+          {token_due(task, job), id, slot, job.kind->value, task.slo.deadline && !task.slo.tpot});
     } else {
       const double prefill = rest_of_prefill(task, job, view);
-      prompts_.push_back({token_due(task, job) - prefill - step_seconds_, id, slot, -rank});
+      prompts_.push_back(
+          {token_due(task, job) - prefill - step_seconds_, id, slot, job.kind->value});
     }
   }
   std::sort(rows_.begin(), rows_.end());

@@ -76,7 +76,8 @@ class Pace : public Policy {
     double due;
     TaskId id;
     int32_t slot;
-    double value;
+    double value;  // of its class
+    bool deadline_only = false;
     bool operator<(const Row& o) const { return due != o.due ? due < o.due : id < o.id; }
   };
 
@@ -100,7 +101,8 @@ class Pace : public Policy {
   void judge(Kind& kind, bool made_it) const;
 
   void choose_step(StepBuilder& step);
-  int32_t choose_batch() const;
+  int32_t choose_batch();
+  bool leave_out_least();
   int32_t prompt_tokens(const Row& prompt, int32_t batch, const StepBuilder& step) const;
   void run_leftovers(StepBuilder& step) const;
   bool run_one(int32_t slot, StepBuilder& step) const;
@@ -129,6 +131,7 @@ class Pace : public Policy {
   double now_ = 0;
   double predicted_ = 0;             // seconds of the planned step
   std::vector<Row> rows_, prompts_;  // admitted, by due time: ready to decode; to be prefilled
+  std::vector<Row> aside_;           // of rows_: those that others are worth much more than
 };
 
 }  // namespace slicellm

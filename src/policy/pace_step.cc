@@ -56,29 +56,53 @@ bool Pace::make_room(int32_t slot, int32_t tokens, StepBuilder& step) const {
 }
 
 // How many of rows_, the most urgent first, decode in this step.
-int32_t Pace::choose_batch() const {
+int32_t Pace::choose_batch() {
   // A row is left for a prompt.
   const int32_t most_rows = std::max(1, curve_.max_rows() - (prompts_.empty() ? 0 : 1));
-  const int32_t ready = std::min(static_cast<int32_t>(rows_.size()), most_rows);
-  // Rows that this step must hold, because the next one may come too late for them; while nothing
-  // else wants the time, all.
-  int32_t batch = 0;
-  while (batch < ready && rows_[batch].due < now_ + 2 * curve_.step(batch + 1)) ++batch;
-  if (prompts_.empty() || batch == 0) batch = ready;
-  if (batch == 0) return 0;
-  // The most efficient batch that keeps every due time; if none does, the most efficient.
   const auto keeps = [this](int32_t b) { return keeps_due(curve_.step(b), curve_.step(b), b); };
-  const int32_t most = curve_.best_rows(batch);
-  batch = most;
-  while (batch > 1 && !keeps(batch)) batch = curve_.best_rows(batch - 1);
-  if (!keeps(batch)) batch = most;
+  aside_.clear();
+  int32_t ready = 0, batch = 0;
+  do {
+    ready = std::min(static_cast<int32_t>(rows_.size()), most_rows);
+    if (ready == 0) return 0;
+    // Rows that this step must hold, because the next one may come too late for them; while nothing
+    // else wants the time, all.
+    batch = 0;
+    while (batch < ready && rows_[batch].due < now_ + 2 * curve_.step(batch + 1)) ++batch;
+    if (prompts_.empty() || batch == 0) batch = ready;
+    // The most efficient batch that keeps every due time; if none does, that of the rows worth much
+    // more than the least; if they are all alike, the most efficient.
+    const int32_t most = curve_.best_rows(batch);
+    batch = most;
+    while (batch > 1 && !keeps(batch)) batch = curve_.best_rows(batch - 1);
+    if (keeps(batch)) break;
+    batch = most;
+  } while (leave_out_least());
+  rows_.insert(rows_.end(), aside_.begin(), aside_.end());
+  ready = std::min(static_cast<int32_t>(rows_.size()), most_rows);
   // Others run ahead where they cost no more than they ever will.
   const double cheapest = curve_.per_token(curve_.max_rows());
   for (int32_t b = ready; b > batch; --b) {
     const double cost = curve_.step(b) - curve_.step(batch);
-    if (cost <= (b - batch) * cheapest && keeps(b)) return b;
+    if (cost <= (b - batch) * cheapest && (!aside_.empty() || keeps(b))) return b;
   }
   return batch;
+}
+
+// Takes rows that rows with nothing but a deadline are worth much more than out of this step; false
+// if there are none. A row with a TPOT may catch up later, and is not helped at others' cost.
+bool Pace::leave_out_least() {
+  double least = rows_.front().value, greatest = 0;
+  for (const Row& row : rows_) {
+    least = std::min(least, row.value);
+    if (row.deadline_only) greatest = std::max(greatest, row.value);
+  }
+  if (greatest < kMuchMore * least) return false;
+  const auto rest = std::stable_partition(
+      rows_.begin(), rows_.end(), [&](const Row& row) { return row.value >= kMuchMore * least; });
+  aside_.insert(aside_.begin(), rest, rows_.end());
+  rows_.erase(rest, rows_.end());
+  return true;
 }
 
 // Tokens of `prompt` to prefill beside `batch` rows: all, a part, or 0 if it must wait.
