@@ -21,6 +21,11 @@ double duration(const StepBuilder& step, int32_t extra_tokens, int32_t past) {
   return step.view().latency->predict(f).median;
 }
 
+bool moves_kv(int32_t slot, const StepBuilder& step) {
+  const auto& kv = step.plan().kv;
+  return std::any_of(kv.begin(), kv.end(), [&](const KvAction& a) { return a.slot == slot; });
+}
+
 }  // namespace
 
 // Do all admitted rows worth at least `value` get their next token in time when the first step
@@ -43,10 +48,7 @@ bool Pace::make_room(int32_t slot, int32_t tokens, StepBuilder& step) const {
     for (auto it = list->rbegin(); it != list->rend() && step.free_blocks() < need; ++it) {
       const TaskView& holder = view.tasks[*it];
       if (*it == slot || jobs_[*it].admitted == plans_ || holder.kv != KvState::device) continue;
-      const auto& kv = step.plan().kv;
-      if (std::any_of(kv.begin(), kv.end(), [&](const KvAction& a) { return a.slot == *it; })) {
-        continue;
-      }
+      if (moves_kv(*it, step)) continue;
       const auto& decode = step.plan().decode;
       if (std::find(decode.begin(), decode.end(), *it) != decode.end()) continue;
       step.evict(*it);
@@ -97,9 +99,9 @@ bool Pace::leave_out_least() {
     least = std::min(least, row.value);
     if (row.deadline_only) greatest = std::max(greatest, row.value);
   }
-  if (greatest < kMuchMore * least) return false;
+  if (greatest <= kMuchMore * least) return false;
   const auto rest = std::stable_partition(
-      rows_.begin(), rows_.end(), [&](const Row& row) { return row.value >= kMuchMore * least; });
+      rows_.begin(), rows_.end(), [&](const Row& row) { return row.value > kMuchMore * least; });
   aside_.insert(aside_.begin(), rest, rows_.end());
   rows_.erase(rest, rows_.end());
   return true;
@@ -172,7 +174,7 @@ void Pace::run_leftovers(StepBuilder& step) const {
 bool Pace::run_one(int32_t slot, StepBuilder& step) const {
   const bool ready = step.view().tasks[slot].ready_to_decode();
   const int32_t tokens = ready ? 1 : step.whole_prefill(slot);
-  if (tokens <= 0 || !make_room(slot, tokens, step)) return false;
+  if (tokens <= 0 || moves_kv(slot, step) || !make_room(slot, tokens, step)) return false;
   return ready ? step.decode(slot) : step.prefill(slot, tokens);
 }
 
