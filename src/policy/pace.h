@@ -26,9 +26,11 @@ namespace slicellm {
 //  * Steps. Among batch sizes the one with the least time a token that lets every admitted task
 //    keep its due times, most urgent rows first. Prompts join when the rows' slack allows it, cut
 //    where that is cheap, or when their own first token is the more urgent.
+//    Rows with only a deadline do not wait for rows worth much less.
 //
-// Token k of a task with TPOT is due k * TPOT after its first token: it may end at any of them. A
-// task with a deadline alone is due so that nine in ten of its class would make it.
+// Token k of a task with TPOT is due 0.95 k * TPOT after its first token: it may end at any of them,
+// and a lead builds up. The tokens of a task with a deadline are due evenly over 0.7 of it, for the
+// length that nine in ten of its class do not exceed.
 class Pace : public Policy {
  public:
   explicit Pace(const Parameters& p)

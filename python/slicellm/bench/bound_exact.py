@@ -62,10 +62,10 @@ class _Search:
         self, now: float, state: State, due: tuple[float, ...], waited: bool = False
     ) -> bool:
         """Whether all can be met from here; `due` is when each task's last token must be there."""
-        todo = [i for i, t in enumerate(self.tasks) if state[i] < t.output_tokens]
-        if not todo:
+        unfinished = [i for i, t in enumerate(self.tasks) if state[i] < t.output_tokens]
+        if not unfinished:
             return True
-        for i in todo:
+        for i in unfinished:
             left = self.tasks[i].output_tokens - max(state[i], 1)
             if max(now, self.tasks[i].arrival_s) + left * self.least > due[i] + _ROUNDING:
                 return False
@@ -74,12 +74,12 @@ class _Search:
         if not waited and any(t <= now and all(a >= b for a, b in zip(d, due)) for t, d in known):
             return False
         known.append((now, due))
-        arrived = [i for i in todo if self.tasks[i].arrival_s <= now + _ROUNDING]
+        arrived = [i for i in unfinished if self.tasks[i].arrival_s <= now + _ROUNDING]
         for size in range(len(arrived), 0, -1):
             for members in combinations(arrived, size):
                 if self._step(now, state, due, members):
                     return True
-        later = [self.tasks[i].arrival_s for i in todo if i not in arrived]
+        later = [self.tasks[i].arrival_s for i in unfinished if i not in arrived]
         return bool(later) and self._reach(min(later), state, due, waited=True)
 
     def _step(
