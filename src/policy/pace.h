@@ -28,9 +28,9 @@ namespace slicellm {
 //    where that is cheap, or when their own first token is the more urgent.
 //    Rows with only a deadline do not wait for rows worth much less.
 //
-// Token k of a task with TPOT is due 0.95 k * TPOT after its first token: it may end at any of them,
-// and a lead builds up. The tokens of a task with a deadline are due evenly over 0.7 of it, for the
-// length that nine in ten of its class do not exceed.
+// Token k of a task with TPOT is due 0.95 k * TPOT after its first token: it may end at any of
+// them, and a lead builds up. The tokens of a task with a deadline are due evenly over 0.7 of it,
+// for the length that nine in ten of its class do not exceed.
 class Pace : public Policy {
  public:
   explicit Pace(const Parameters& p)
