@@ -127,6 +127,7 @@ class ShapeBench {
       linears_.push_back(device.pack({&weight_, 1}, {}, activation, shape.gated));
     }
     norm_.weight.assign(shape.in, 1.0f);
+    packed_norm_ = device.pack_norm(norm_);
     x_ = device.allocate(max_batch * shape.in);
     out_ = device.allocate(max_batch * shape.out);
     std::mt19937 random(3);
@@ -142,9 +143,10 @@ class ShapeBench {
     const PackedLinear& linear = *linears_[copy];
     const double start = now();
     if (shape_.gated) {
-      device_.norm_linear_act(*x_, n, norm_, linear, GateActivation::silu_gate, false, *out_);
+      device_.norm_linear_act(*x_, n, *packed_norm_, linear, GateActivation::silu_gate, false,
+                              *out_);
     } else if (shape_.normed) {
-      device_.norm_linear(*x_, n, norm_, linear, false, *out_);
+      device_.norm_linear(*x_, n, *packed_norm_, linear, false, *out_);
     } else {
       device_.linear_add(*x_, n, linear, 0, *out_);
     }
@@ -185,6 +187,7 @@ class ShapeBench {
   Weight weight_;
   std::vector<std::unique_ptr<PackedLinear>> linears_;
   NormWeights norm_;
+  std::unique_ptr<PackedNorm> packed_norm_;
   std::unique_ptr<Activation> x_, out_;
 };
 

@@ -59,11 +59,12 @@ class Model {
   virtual size_t weight_bytes() const = 0;
   virtual std::string fingerprint() const = 0;  // model, dtypes, threads, CPU: keys calibrations
 
-  // One step. Writes logits[rows.size(), vocab] for the given flat token indices; K and V go to
-  // `kv` through the batch's block tables. Token ids must be below spec().vocab (checked by the
-  // callers at the border). Throws Error(invalid_argument) for a bad batch.
+  // One step. Writes logits[rows.size(), vocab], in device memory, for the given flat token
+  // indices; K and V go to `kv` through the batch's block tables. On a GPU the step has only been
+  // started on return; Device::read waits for it. Throws Error(invalid_argument) for a bad batch or
+  // too small a `logits`.
   virtual void forward(const Batch& batch, KvStorage& kv, std::span<const int32_t> rows,
-                       float* logits) = 0;
+                       Activation& logits) = 0;
 };
 
 // Family files: recognise a config, fill the spec, and say what the weights are called.

@@ -13,7 +13,8 @@
 #include "slicellm/tensor.h"
 
 // The coarse operations of a forward pass. The model (src/model) is written once against this
-// header; each device (src/cpu, later src/cuda) implements it and may fuse inside an op.
+// header; each device (src/cpu, src/cuda) implements it and may fuse inside an op. Ops of a device
+// run in the order of their calls; a GPU's return before they are done.
 //
 // Activations are float32 matrices [tokens, width] in device memory. The order of every reduction
 // depends on the row alone, never on the batch, the chunking or the thread count, so a task's
@@ -61,6 +62,13 @@ struct NormWeights {
   std::vector<float> bias;    // [width] for layer, empty for rms
 };
 
+// A norm's weights where the device reads them.
+class PackedNorm {
+ public:
+  virtual ~PackedNorm() = default;
+  virtual int64_t width() const = 0;
+};
+
 enum class GateActivation {
   silu_gate,  // silu(gate) * up; the linear's rows are gate then up
   gelu_tanh,  // gelu(up), tanh form; no gate
@@ -82,6 +90,12 @@ struct RopeTable {
   std::vector<float> cos, sin;  // [positions, rotary_dim/2]
 };
 
+// A rotary table where the device reads it.
+class PackedRope {
+ public:
+  virtual ~PackedRope() = default;
+};
+
 struct AttentionArgs {
   const Batch* batch = nullptr;
   Activation* qkv = nullptr;  // [n, (heads + 2*kv_heads) * head_dim]: q heads, then k, then v
@@ -90,7 +104,7 @@ struct AttentionArgs {
   int32_t layer = 0;
   int32_t heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 0;  // multiplies q.k
-  const RopeTable* rope = nullptr;
+  const PackedRope* rope = nullptr;
   int32_t sliding_window = 0;         // 0 = none (Mistral)
   bool bidirectional_prompt = false;  // ChatGLM-6B: prompt tokens but the last see each other
 };
@@ -111,16 +125,26 @@ class Device {
   virtual std::unique_ptr<PackedLinear> pack(std::span<const Weight> matrices,
                                              std::span<const std::vector<float>> biases,
                                              ActivationType activation, bool gated) = 0;
+  virtual std::unique_ptr<PackedNorm> pack_norm(const NormWeights& norm) = 0;
+  virtual std::unique_ptr<PackedRope> pack_rope(std::shared_ptr<const RopeTable> table) = 0;
   virtual std::unique_ptr<EmbeddingTable> embedding(const Weight& table) = 0;
   virtual std::unique_ptr<Activation> allocate(int64_t floats) = 0;
   virtual std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) = 0;
   virtual size_t free_memory() const = 0;  // bytes that may still be allocated for KV
 
+  // Copies from the first float on between host memory and an activation, after the ops called so
+  // far; done on return. The host has no other way to a GPU's activations.
+  virtual void read(const Activation& from, std::span<float> to) = 0;
+  virtual void write(std::span<const float> from, Activation& to) = 0;
+
+  // Starts a step: a GPU uploads what the ops below need of `batch`, which stays as it is until the
+  // step's last op. Comes before the ops of each step.
+  virtual void begin_step(const Batch& batch) = 0;
   // x[n, width] = table[tokens]
   virtual void embed(std::span<const int32_t> tokens, const EmbeddingTable& table,
                      Activation& x) = 0;
   // out[n, linear.out] = linear(norm(x)); with `normed_into_x`, x becomes norm(x) (ChatGLM-6B).
-  virtual void norm_linear(Activation& x, int64_t n, const NormWeights& norm,
+  virtual void norm_linear(Activation& x, int64_t n, const PackedNorm& norm,
                            const PackedLinear& linear, bool normed_into_x, Activation& out) = 0;
   // Rotates q and k, appends k and v to the cache, attends.
   virtual void rope_append_attend(const AttentionArgs& args) = 0;
@@ -128,12 +152,12 @@ class Device {
   virtual void linear_add(const Activation& in, int64_t n, const PackedLinear& linear, float alpha,
                           Activation& x) = 0;
   // out[n, inner] = act(linear(norm(x)))
-  virtual void norm_linear_act(Activation& x, int64_t n, const NormWeights& norm,
+  virtual void norm_linear_act(Activation& x, int64_t n, const PackedNorm& norm,
                                const PackedLinear& linear, GateActivation act, bool normed_into_x,
                                Activation& out) = 0;
-  // logits[rows.size(), vocab] (host memory) = head(norm(x[rows]))
-  virtual void logits(const Activation& x, std::span<const int32_t> rows, const NormWeights& norm,
-                      const PackedLinear& head, float* logits) = 0;
+  // logits[rows.size(), vocab] = head(norm(x[rows]))
+  virtual void logits(const Activation& x, std::span<const int32_t> rows, const PackedNorm& norm,
+                      const PackedLinear& head, Activation& logits) = 0;
 };
 
 struct CpuOptions {

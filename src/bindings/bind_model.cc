@@ -142,7 +142,7 @@ py::array_t<float> forward(Model& model, const std::vector<int64_t>& ids, const 
   }
   const std::vector<int32_t> sizes = step_sizes(chunk, n);
   py::array_t<float> logits({n, int64_t{spec.vocab}});
-  float* out = logits.mutable_data();
+  std::span<float> out(logits.mutable_data(), static_cast<size_t>(logits.size()));
 
   py::gil_scoped_release release;
   const KvLayout layout = model.kv_layout();
@@ -151,6 +151,8 @@ py::array_t<float> forward(Model& model, const std::vector<int64_t>& ids, const 
   sequence.blocks.resize((n + layout.block_tokens - 1) / layout.block_tokens);
   std::iota(sequence.blocks.begin(), sequence.blocks.end(), 0);
   const auto kv = model.device().allocate_kv(layout, static_cast<int32_t>(sequence.blocks.size()));
+  const auto device_logits =
+      model.device().allocate(int64_t{spec.vocab} * *std::ranges::max_element(sizes));
   for (int32_t size : sizes) {
     sequence.count = size;
     Batch batch;
@@ -158,8 +160,10 @@ py::array_t<float> forward(Model& model, const std::vector<int64_t>& ids, const 
     batch.sequences = {sequence};
     std::vector<int32_t> rows(size);
     std::iota(rows.begin(), rows.end(), 0);
-    model.forward(batch, *kv, rows, out);
-    out += int64_t{size} * spec.vocab;
+    model.forward(batch, *kv, rows, *device_logits);
+    const size_t floats = static_cast<size_t>(size) * static_cast<size_t>(spec.vocab);
+    model.device().read(*device_logits, out.first(floats));
+    out = out.subspan(floats);
     sequence.past += size;
   }
   return logits;

@@ -57,6 +57,7 @@ class Attention {
         kernels_(attention_kernels(isa)),
         args_(args),
         kv_(dynamic_cast<CpuKvStorage&>(*args.kv)),
+        rope_(dynamic_cast<const CpuRope&>(*args.rope).table()),
         half_(kv_.layout().dtype == DType::float16),
         block_tokens_(kv_.layout().block_tokens),
         dim_(args.head_dim),
@@ -111,6 +112,7 @@ class Attention {
   const AttentionKernels& kernels_;
   const AttentionArgs& args_;
   const CpuKvStorage& kv_;
+  const RopeTable& rope_;
   const bool half_;
   const int32_t block_tokens_;
   const int32_t dim_, padded_dim_, group_;
@@ -143,14 +145,14 @@ void Attention::append_token(const BatchSequence& s, int32_t i, float* temporary
   const int32_t index = s.past + i;
   const int32_t block = s.blocks[index / block_tokens_];
   const int32_t slot = index % block_tokens_;
-  const RopePosition where = rope_position(args_.rope->style, index, s.prompt_len);
+  const RopePosition where = rope_position(rope_.style, index, s.prompt_len);
   const float* row = args_.qkv->data() + (s.begin + i) * qkv_width_;
   for (int32_t head = 0; head < args_.kv_heads; ++head) {
     const float* key = row + int64_t{dim_} * (args_.heads + head);
     const float* value = key + int64_t{dim_} * args_.kv_heads;
     std::byte* keys = kv_.keys(block, args_.layer, head);
     std::byte* values = kv_.values(block, args_.layer, head);
-    rotate_head(key, dim_, *args_.rope, where, 1.0f, temporary);
+    rotate_head(key, dim_, rope_, where, 1.0f, temporary);
     if (half_) {
       auto* halves = reinterpret_cast<uint16_t*>(temporary + dim_);
       kernels_.to_half(temporary, dim_, halves);
@@ -279,11 +281,11 @@ void Attention::run_item(const Item& item, int32_t first_split, int32_t last_spl
 void Attention::load_queries(const Item& item, float* queries) const {
   const BatchSequence& s = *item.sequence;
   for (int32_t i = item.begin; i < item.end; ++i) {
-    const RopePosition where = rope_position(args_.rope->style, s.past + i, s.prompt_len);
+    const RopePosition where = rope_position(rope_.style, s.past + i, s.prompt_len);
     const float* query =
         args_.qkv->data() + (s.begin + i) * qkv_width_ + int64_t{item.kv_head} * group_ * dim_;
     for (int32_t head = 0; head < group_; ++head, query += dim_, queries += dim_) {
-      rotate_head(query, dim_, *args_.rope, where, args_.scale, queries);
+      rotate_head(query, dim_, rope_, where, args_.scale, queries);
     }
   }
 }

@@ -1,9 +1,11 @@
 #include "cpu/cpu_device.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "cpu/linear.h"
 #include "cpu/ops_cpu.h"
+#include "cpu/rope.h"
 #include "cpu/system_memory.h"
 #include "slicellm/error.h"
 
@@ -21,6 +23,26 @@ class CpuActivation : public Activation {
   int64_t floats_;
   std::shared_ptr<std::byte> memory_;
 };
+
+class CpuNorm : public PackedNorm {
+ public:
+  explicit CpuNorm(const NormWeights& weights) : weights_(weights) {}
+  int64_t width() const override { return static_cast<int64_t>(weights_.weight.size()); }
+  const NormWeights& weights() const { return weights_; }
+
+ private:
+  NormWeights weights_;
+};
+
+const NormWeights& weights_of(const PackedNorm& norm) {
+  return static_cast<const CpuNorm&>(norm).weights();
+}
+
+void check_span(const Activation& activation, size_t floats) {
+  if (static_cast<int64_t>(floats) <= activation.capacity()) return;
+  throw Error(ErrorKind::invalid_argument, "floats", std::to_string(floats),
+              "at most the activation's " + std::to_string(activation.capacity()));
+}
 
 const CpuLinear& as_cpu(const PackedLinear& linear) {
   return static_cast<const CpuLinear&>(linear);
@@ -47,6 +69,14 @@ std::unique_ptr<PackedLinear> CpuDevice::pack(std::span<const Weight> matrices,
   return pack_linear(pool_, isa_, arena_, matrices, biases, activation, gated);
 }
 
+std::unique_ptr<PackedNorm> CpuDevice::pack_norm(const NormWeights& norm) {
+  return std::make_unique<CpuNorm>(norm);
+}
+
+std::unique_ptr<PackedRope> CpuDevice::pack_rope(std::shared_ptr<const RopeTable> table) {
+  return std::make_unique<CpuRope>(std::move(table));
+}
+
 std::unique_ptr<EmbeddingTable> CpuDevice::embedding(const Weight& table) {
   return make_embedding(table);
 }
@@ -65,13 +95,23 @@ std::unique_ptr<KvStorage> CpuDevice::allocate_kv(const KvLayout& layout, int32_
 
 size_t CpuDevice::free_memory() const { return available_memory(); }
 
+void CpuDevice::read(const Activation& from, std::span<float> to) {
+  check_span(from, to.size());
+  std::copy_n(data_of(from), to.size(), to.data());
+}
+
+void CpuDevice::write(std::span<const float> from, Activation& to) {
+  check_span(to, from.size());
+  std::copy(from.begin(), from.end(), to.data());
+}
+
 void CpuDevice::embed(std::span<const int32_t> tokens, const EmbeddingTable& table, Activation& x) {
   embed_rows(pool_, tokens, table, x.data());
 }
 
-void CpuDevice::norm_linear(Activation& x, int64_t n, const NormWeights& norm,
+void CpuDevice::norm_linear(Activation& x, int64_t n, const PackedNorm& norm,
                             const PackedLinear& linear, bool normed_into_x, Activation& out) {
-  LinearInput input{.x = x.data(), .n = n, .norm = &norm};
+  LinearInput input{.x = x.data(), .n = n, .norm = &weights_of(norm)};
   if (normed_into_x) input.normed = x.data();
   run_linear(pool_, isa_, linear_workspace_, as_cpu(linear), input, {.out = out.data()});
 }
@@ -86,10 +126,10 @@ void CpuDevice::linear_add(const Activation& in, int64_t n, const PackedLinear& 
              {.epilogue = Epilogue::add, .alpha = alpha, .out = x.data()});
 }
 
-void CpuDevice::norm_linear_act(Activation& x, int64_t n, const NormWeights& norm,
+void CpuDevice::norm_linear_act(Activation& x, int64_t n, const PackedNorm& norm,
                                 const PackedLinear& linear, GateActivation act, bool normed_into_x,
                                 Activation& out) {
-  LinearInput input{.x = x.data(), .n = n, .norm = &norm};
+  LinearInput input{.x = x.data(), .n = n, .norm = &weights_of(norm)};
   if (normed_into_x) input.normed = x.data();
   const Epilogue epilogue =
       act == GateActivation::silu_gate ? Epilogue::silu_gate : Epilogue::gelu_tanh;
@@ -97,11 +137,13 @@ void CpuDevice::norm_linear_act(Activation& x, int64_t n, const NormWeights& nor
              {.epilogue = epilogue, .out = out.data()});
 }
 
-void CpuDevice::logits(const Activation& x, std::span<const int32_t> rows, const NormWeights& norm,
-                       const PackedLinear& head, float* logits) {
-  const LinearInput input{
-      .x = data_of(x), .n = static_cast<int64_t>(rows.size()), .rows = rows.data(), .norm = &norm};
-  run_linear(pool_, isa_, linear_workspace_, as_cpu(head), input, {.out = logits});
+void CpuDevice::logits(const Activation& x, std::span<const int32_t> rows, const PackedNorm& norm,
+                       const PackedLinear& head, Activation& logits) {
+  const LinearInput input{.x = data_of(x),
+                          .n = static_cast<int64_t>(rows.size()),
+                          .rows = rows.data(),
+                          .norm = &weights_of(norm)};
+  run_linear(pool_, isa_, linear_workspace_, as_cpu(head), input, {.out = logits.data()});
 }
 
 }  // namespace slicellm::cpu

@@ -22,22 +22,27 @@ class CpuDevice : public Device {
   std::unique_ptr<PackedLinear> pack(std::span<const Weight> matrices,
                                      std::span<const std::vector<float>> biases,
                                      ActivationType activation, bool gated) override;
+  std::unique_ptr<PackedNorm> pack_norm(const NormWeights& norm) override;
+  std::unique_ptr<PackedRope> pack_rope(std::shared_ptr<const RopeTable> table) override;
   std::unique_ptr<EmbeddingTable> embedding(const Weight& table) override;
   std::unique_ptr<Activation> allocate(int64_t floats) override;
   std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) override;
   size_t free_memory() const override;
 
+  void read(const Activation& from, std::span<float> to) override;
+  void write(std::span<const float> from, Activation& to) override;
+
+  void begin_step(const Batch&) override {}
   void embed(std::span<const int32_t> tokens, const EmbeddingTable& table, Activation& x) override;
-  void norm_linear(Activation& x, int64_t n, const NormWeights& norm, const PackedLinear& linear,
+  void norm_linear(Activation& x, int64_t n, const PackedNorm& norm, const PackedLinear& linear,
                    bool normed_into_x, Activation& out) override;
   void rope_append_attend(const AttentionArgs& args) override;
   void linear_add(const Activation& in, int64_t n, const PackedLinear& linear, float alpha,
                   Activation& x) override;
-  void norm_linear_act(Activation& x, int64_t n, const NormWeights& norm,
-                       const PackedLinear& linear, GateActivation act, bool normed_into_x,
-                       Activation& out) override;
-  void logits(const Activation& x, std::span<const int32_t> rows, const NormWeights& norm,
-              const PackedLinear& head, float* logits) override;
+  void norm_linear_act(Activation& x, int64_t n, const PackedNorm& norm, const PackedLinear& linear,
+                       GateActivation act, bool normed_into_x, Activation& out) override;
+  void logits(const Activation& x, std::span<const int32_t> rows, const PackedNorm& norm,
+              const PackedLinear& head, Activation& logits) override;
 
  private:
   Isa isa_;

@@ -1,10 +1,22 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <utility>
 
 #include "slicellm/ops.h"
 
 namespace slicellm::cpu {
+
+// The table itself, read in place.
+class CpuRope : public PackedRope {
+ public:
+  explicit CpuRope(std::shared_ptr<const RopeTable> table) : table_(std::move(table)) {}
+  const RopeTable& table() const { return *table_; }
+
+ private:
+  std::shared_ptr<const RopeTable> table_;
+};
 
 // Where a token sits for the rotation. `block` is used by glm_2d alone.
 struct RopePosition {

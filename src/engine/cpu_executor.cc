@@ -125,10 +125,11 @@ class CpuExecutor final : public Executor {
         if (s.sample) rows_.push_back(s.begin + s.count - 1);
       }
       const size_t vocab = static_cast<size_t>(model_->spec().vocab);
-      if (logits_.size() < rows_.size() * vocab) logits_.resize(rows_.size() * vocab);
-      model_->forward(batch, *kv_, rows_, logits_.data());
+      const auto floats = static_cast<int64_t>(rows_.size() * vocab);
+      if (!logits_ || logits_->capacity() < floats) logits_ = model_->device().allocate(floats);
+      model_->forward(batch, *kv_, rows_, *logits_);
       result.rows.reserve(rows_.size());
-      const float* row = logits_.data();
+      const float* row = logits_->data();
       for (const BatchSequence& s : batch.sequences) {
         if (!s.sample) continue;
         if (s.task != kNoTask) result.rows.push_back(sample(s.task, {row, vocab}));
@@ -150,7 +151,7 @@ class CpuExecutor final : public Executor {
   Ticket next_ticket_ = 0;
   Sampler sampler_;
   std::vector<int32_t> rows_;
-  std::vector<float> logits_;  // [rows, vocab]
+  std::unique_ptr<Activation> logits_;  // [rows, vocab]
 };
 
 }  // namespace

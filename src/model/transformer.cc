@@ -19,7 +19,7 @@ constexpr int32_t kRopeRowsAtLoad = 32768;
 constexpr int32_t kRopeRowsAtOnce = 1024;
 
 struct Layer {
-  NormWeights attention_norm, mlp_norm;
+  std::unique_ptr<PackedNorm> attention_norm, mlp_norm;
   std::unique_ptr<PackedLinear> qkv, attention_out, up, down;
 };
 
@@ -42,7 +42,7 @@ class TransformerModel final : public Model {
     const ModelLayout layout = make_model_layout(*file_);
     spec_ = layout.spec;
     rope_ = layout.rope;
-    extend_rope_table(rope_, std::min(spec_.max_positions, kRopeRowsAtLoad), rope_table_);
+    make_rope(std::min(spec_.max_positions, kRopeRowsAtLoad));
     WeightLoader loader(*file_, *device_, options, layout);
     embedding_ = loader.embedding(layout.embedding, spec_);
     for (const LayerSource& source : layout.layers) layers_.push_back(load_layer(loader, source));
@@ -68,9 +68,14 @@ class TransformerModel final : public Model {
   }
 
   void forward(const Batch& batch, KvStorage& kv, std::span<const int32_t> rows,
-               float* logits) override {
+               Activation& logits) override {
     const std::lock_guard lock(mutex_);
     check_batch(batch, spec_, kv_layout(), kv, rows);
+    const int64_t floats = static_cast<int64_t>(rows.size()) * spec_.vocab;
+    if (logits.capacity() < floats) {
+      throw Error(ErrorKind::invalid_argument, "logits",
+                  std::to_string(logits.capacity()) + " floats", std::to_string(floats));
+    }
     const int64_t n = static_cast<int64_t>(batch.tokens.size());
     reserve(batch, n);
     AttentionArgs attention;
@@ -82,24 +87,25 @@ class TransformerModel final : public Model {
     attention.kv_heads = spec_.kv_heads;
     attention.head_dim = spec_.head_dim;
     attention.scale = spec_.attention_scale;
-    attention.rope = &rope_table_;
+    attention.rope = packed_rope_.get();
     attention.bidirectional_prompt = !spec_.prefill_divisible;
 
     Device& device = *device_;
     const bool normed = spec_.norm_is_residual;
     const float alpha = spec_.residual_alpha;
+    device.begin_step(batch);
     device.embed(batch.tokens, *embedding_, *x_);
     for (int32_t i = 0; i < spec_.layers; ++i) {
       const Layer& layer = layers_[i];
-      device.norm_linear(*x_, n, layer.attention_norm, *layer.qkv, normed, *qkv_);
+      device.norm_linear(*x_, n, *layer.attention_norm, *layer.qkv, normed, *qkv_);
       attention.layer = i;
       attention.sliding_window = i < spec_.window_from_layer ? 0 : spec_.sliding_window;
       device.rope_append_attend(attention);
       device.linear_add(*attended_, n, *layer.attention_out, alpha, *x_);
-      device.norm_linear_act(*x_, n, layer.mlp_norm, *layer.up, spec_.activation, normed, *inner_);
+      device.norm_linear_act(*x_, n, *layer.mlp_norm, *layer.up, spec_.activation, normed, *inner_);
       device.linear_add(*inner_, n, *layer.down, alpha, *x_);
     }
-    if (!rows.empty()) device.logits(*x_, rows, final_norm_, *head_, logits);
+    if (!rows.empty()) device.logits(*x_, rows, *final_norm_, *head_, logits);
   }
 
  private:
@@ -147,10 +153,17 @@ class TransformerModel final : public Model {
     for (const BatchSequence& sequence : batch.sequences) {
       positions = std::max(positions, sequence.past + sequence.count);
     }
-    if (positions > rope_table_.positions) {
+    if (positions > rope_table_->positions) {
       const int32_t spare = std::min(spec_.max_positions - positions, kRopeRowsAtOnce);
-      extend_rope_table(rope_, positions + spare, rope_table_);
+      make_rope(positions + spare);
     }
+  }
+
+  void make_rope(int32_t positions) {
+    auto table = std::make_shared<RopeTable>(rope_table_ ? *rope_table_ : RopeTable{});
+    extend_rope_table(rope_, positions, *table);
+    packed_rope_ = device_->pack_rope(table);
+    rope_table_ = std::move(table);
   }
 
   std::shared_ptr<const ModelFile> file_;
@@ -158,10 +171,11 @@ class TransformerModel final : public Model {
   DType kv_dtype_;
   ModelSpec spec_;
   RopeParameters rope_;
-  RopeTable rope_table_;
+  std::shared_ptr<const RopeTable> rope_table_;
+  std::unique_ptr<PackedRope> packed_rope_;
   std::unique_ptr<EmbeddingTable> embedding_;
   std::vector<Layer> layers_;
-  NormWeights final_norm_;
+  std::unique_ptr<PackedNorm> final_norm_;
   std::unique_ptr<PackedLinear> head_;
   size_t weight_bytes_ = 0;
   std::string fingerprint_;

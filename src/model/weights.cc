@@ -176,10 +176,10 @@ std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source, b
   return packed;
 }
 
-NormWeights WeightLoader::norm(const std::string& name, const ModelSpec& spec) {
-  NormWeights result{spec.norm, spec.norm_eps, vector(name + ".weight", spec.hidden), {}};
-  if (spec.norm == NormKind::layer) result.bias = vector(name + ".bias", spec.hidden);
-  return result;
+std::unique_ptr<PackedNorm> WeightLoader::norm(const std::string& name, const ModelSpec& spec) {
+  NormWeights norm{spec.norm, spec.norm_eps, vector(name + ".weight", spec.hidden), {}};
+  if (spec.norm == NormKind::layer) norm.bias = vector(name + ".bias", spec.hidden);
+  return device_.pack_norm(norm);
 }
 
 std::unique_ptr<EmbeddingTable> WeightLoader::embedding(const std::string& name,

@@ -23,7 +23,7 @@ class WeightLoader {
 
   // `gated`: see Device::pack.
   std::unique_ptr<PackedLinear> linear(const LinearSource& source, bool gated);
-  NormWeights norm(const std::string& name, const ModelSpec& spec);
+  std::unique_ptr<PackedNorm> norm(const std::string& name, const ModelSpec& spec);
   std::unique_ptr<EmbeddingTable> embedding(const std::string& name, const ModelSpec& spec);
 
   // "name dtype[/group] rows x cols;" of everything loaded so far: what a fingerprint hashes.

@@ -152,7 +152,7 @@ class Runner {
       longest = std::max(longest, task.tokens(shape));
       blocks += task.tokens(shape) / shape.block_tokens + 1;
     }
-    rope_ = make_rope(shape, longest);
+    rope_ = device_->pack_rope(std::make_shared<RopeTable>(make_rope(shape, longest)));
     const KvLayout layout{2, shape.kv_heads, shape.head_dim, shape.block_tokens, shape.kv_dtype};
     kv_ = device_->allocate_kv(layout, blocks);
     // What blocks held before must not matter: all bits set is NaN in every float type.
@@ -205,9 +205,10 @@ class Runner {
     args.kv_heads = shape_.kv_heads;
     args.head_dim = shape_.head_dim;
     args.scale = shape_.scale();
-    args.rope = &rope_;
+    args.rope = rope_.get();
     args.sliding_window = shape_.sliding_window;
     args.bidirectional_prompt = shape_.bidirectional;
+    device_->begin_step(batch);
     device_->rope_append_attend(args);
     for (size_t i = 0; i < chunks.size(); ++i) {
       const BatchSequence& s = batch.sequences[i];
@@ -223,7 +224,7 @@ class Runner {
   Shape shape_;
   const std::vector<Task>& tasks_;
   std::shared_ptr<Device> device_;
-  RopeTable rope_;
+  std::unique_ptr<PackedRope> rope_;
   std::unique_ptr<KvStorage> kv_;
   std::vector<std::vector<int32_t>> tables_;
   std::vector<int32_t> past_;

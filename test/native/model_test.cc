@@ -169,7 +169,9 @@ void run_step(Model& model, KvStorage& kv, std::vector<Task>& tasks,
   std::vector<int32_t> rows(batch.tokens.size());
   std::iota(rows.begin(), rows.end(), 0);
   std::vector<float> logits(rows.size() * kVocab);
-  model.forward(batch, kv, rows, logits.data());
+  const auto device_logits = model.device().allocate(static_cast<int64_t>(logits.size()));
+  model.forward(batch, kv, rows, *device_logits);
+  model.device().read(*device_logits, logits);
   for (size_t i = 0; i < rows.size(); ++i) {
     std::copy_n(&logits[i * kVocab], kVocab, targets[i]);
   }
@@ -241,17 +243,17 @@ void test_bad_batches(const std::shared_ptr<RandomFile>& file) {
   second.count = second.prompt_len = 2;
   second.blocks = {2};
   good.sequences = {first, second};
-  std::vector<float> logits(5 * kVocab);
+  const auto logits = model->device().allocate(5 * kVocab);
   const auto fails = [&](const char* field, auto change) {
     Batch batch = good;
     std::vector<int32_t> rows = {0, 4};
     change(batch, rows);
     return throws(ErrorKind::invalid_argument, field,
-                  [&] { model->forward(batch, *kv, rows, logits.data()); });
+                  [&] { model->forward(batch, *kv, rows, *logits); });
   };
   using Rows = std::vector<int32_t>;
-  model->forward(good, *kv, Rows{0, 4}, logits.data());
-  model->forward(good, *kv, Rows{}, nullptr);
+  model->forward(good, *kv, Rows{0, 4}, *logits);
+  model->forward(good, *kv, Rows{}, *model->device().allocate(0));
   CHECK(fails("tokens", [](Batch& b, Rows&) { b.tokens.clear(); }));
   CHECK(fails("tokens", [](Batch& b, Rows&) { b.tokens.push_back(1); }));
   CHECK(fails("tokens", [](Batch& b, Rows&) { b.sequences.clear(); }));
@@ -270,6 +272,7 @@ void test_bad_batches(const std::shared_ptr<RandomFile>& file) {
   CHECK(fails("block", [](Batch& b, Rows&) { b.sequences[1].blocks = {1, -1}; }));
   CHECK(fails("row", [](Batch&, Rows& r) { r = {5}; }));
   CHECK(fails("row", [](Batch&, Rows& r) { r = {0, -1}; }));
+  CHECK(fails("logits", [](Batch&, Rows& r) { r = {0, 1, 2, 3, 4, 0}; }));
   if (!model->spec().prefill_divisible) {
     CHECK(fails("count", [](Batch& b, Rows&) { b.sequences[1].prompt_len = 3; }));
     CHECK(fails("count", [](Batch& b, Rows&) {
@@ -281,7 +284,7 @@ void test_bad_batches(const std::shared_ptr<RandomFile>& file) {
   other.head_dim *= 2;
   const auto wrong = model->device().allocate_kv(other, 4);
   CHECK(throws(ErrorKind::invalid_argument, "kv",
-               [&] { model->forward(good, *wrong, Rows{0}, logits.data()); }));
+               [&] { model->forward(good, *wrong, Rows{0}, *logits); }));
 }
 
 // A context far beyond the rotary tables made at load.
@@ -295,10 +298,12 @@ void test_long_context() {
   sequence.prompt_len = 10;
   sequence.blocks.assign(70000 / model->kv_layout().block_tokens, 0);  // one block, shared by all
   std::vector<float> logits(kVocab);
+  const auto device_logits = model->device().allocate(kVocab);
   for (int32_t past : {100, 40000, 69999, 33000}) {
     sequence.past = past;
     batch.sequences = {sequence};
-    model->forward(batch, *kv, std::vector<int32_t>{0}, logits.data());
+    model->forward(batch, *kv, std::vector<int32_t>{0}, *device_logits);
+    model->device().read(*device_logits, logits);
     CHECK(std::ranges::all_of(logits, [](float x) { return std::isfinite(x); }));
   }
 }

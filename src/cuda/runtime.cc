@@ -1,0 +1,122 @@
+#include "cuda/runtime.h"
+
+#include <algorithm>
+
+#include "slicellm/error.h"
+
+namespace slicellm::cuda {
+namespace {
+
+std::string text_of(cudaError_t status) {
+  return std::string(cudaGetErrorString(status)) + " (" + cudaGetErrorName(status) + ")";
+}
+
+[[noreturn]] void throw_memory(cudaError_t status, size_t bytes, const char* field) {
+  cudaGetLastError();
+  throw Error(ErrorKind::resource, field, std::to_string(bytes) + " bytes: " + text_of(status),
+              "what memory allows");
+}
+
+size_t grown(size_t held, size_t wanted) { return std::max(wanted, held + held / 2); }
+
+}  // namespace
+
+void check(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  const std::string name(call, std::string_view(call).find('('));
+  const ErrorKind kind =
+      status == cudaErrorMemoryAllocation ? ErrorKind::resource : ErrorKind::state;
+  throw Error(kind, name, text_of(status), "a call that succeeds");
+}
+
+int device_count(std::string* why) {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess) return count;
+  cudaGetLastError();
+  if (why != nullptr) *why = text_of(status);
+  return 0;
+}
+
+DeviceInfo device_info(int device) {
+  cudaDeviceProp properties;
+  SLICELLM_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  DeviceInfo info;
+  info.name = properties.name;
+  info.major = properties.major;
+  info.minor = properties.minor;
+  info.multiprocessors = properties.multiProcessorCount;
+  info.memory = properties.totalGlobalMem;
+  info.shared_per_block = properties.sharedMemPerBlockOptin;
+  info.l2_bytes = static_cast<size_t>(properties.l2CacheSize);
+  return info;
+}
+
+DeviceBuffer::DeviceBuffer(size_t bytes, const char* field) : bytes_(bytes) {
+  if (bytes == 0) return;
+  const cudaError_t status = cudaMalloc(&data_, bytes);
+  if (status != cudaSuccess) throw_memory(status, bytes, field);
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  if (data_ != nullptr) cudaFree(data_);
+}
+
+void DeviceBuffer::reserve(size_t bytes, const char* field) {
+  if (bytes <= bytes_) return;
+  const size_t size = grown(bytes_, bytes);
+  *this = DeviceBuffer();  // before the new one, so that both need not fit
+  *this = DeviceBuffer(size, field);
+}
+
+PinnedBuffer::PinnedBuffer(size_t bytes, const char* field) : bytes_(bytes) {
+  if (bytes == 0) return;
+  const cudaError_t status = cudaMallocHost(&data_, bytes);
+  if (status != cudaSuccess) throw_memory(status, bytes, field);
+}
+
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ != nullptr) cudaFreeHost(data_);
+}
+
+void PinnedBuffer::reserve(size_t bytes, const char* field) {
+  if (bytes <= bytes_) return;
+  const size_t size = grown(bytes_, bytes);
+  *this = PinnedBuffer();
+  *this = PinnedBuffer(size, field);
+}
+
+Stream::Stream() {
+  SLICELLM_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+}
+
+Stream::~Stream() {
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+void Stream::synchronize() const { SLICELLM_CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+
+void Stream::copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) const {
+  if (bytes > 0) SLICELLM_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, stream_));
+}
+
+Event::Event() { SLICELLM_CUDA_CHECK(cudaEventCreate(&event_)); }
+
+Event::~Event() {
+  if (event_ != nullptr) cudaEventDestroy(event_);
+}
+
+void Event::record(const Stream& stream) const {
+  SLICELLM_CUDA_CHECK(cudaEventRecord(event_, stream));
+}
+
+void Event::synchronize() const { SLICELLM_CUDA_CHECK(cudaEventSynchronize(event_)); }
+
+double Event::seconds_since(const Event& start) const {
+  float milliseconds = 0;
+  SLICELLM_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, start.event_, event_));
+  return milliseconds * 1e-3;
+}
+
+}  // namespace slicellm::cuda

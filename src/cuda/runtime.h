@@ -1,0 +1,124 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <string>
+#include <utility>
+
+// The CUDA runtime with types that free what they hold and calls that throw: thin, nothing hidden.
+namespace slicellm::cuda {
+
+// Throws Error(resource) when `status` says that memory is out, Error(state) for everything else
+// that went wrong, with the call's name and CUDA's own text. Clears CUDA's last error.
+void check(cudaError_t status, const char* call);
+#define SLICELLM_CUDA_CHECK(expression) ::slicellm::cuda::check((expression), #expression)
+
+// The number of GPUs; 0 where there is no driver. `why` gets CUDA's text then.
+int device_count(std::string* why = nullptr);
+
+// What the host code asks of a GPU.
+struct DeviceInfo {
+  std::string name;  // "NVIDIA H100 80GB HBM3"
+  int major = 0, minor = 0;
+  int multiprocessors = 0;
+  size_t memory = 0;            // bytes in all
+  size_t shared_per_block = 0;  // bytes a block may ask for
+  size_t l2_bytes = 0;
+};
+DeviceInfo device_info(int device);
+
+// Memory on the current device, or host memory that the GPU can copy to and from by itself
+// (pinned). Its contents are undefined at first. Moves; throws Error(resource) naming `field`.
+// Freeing waits for everything the device still does.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(size_t bytes, const char* field);
+  DeviceBuffer(DeviceBuffer&& other) noexcept { swap(other); }
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+    DeviceBuffer(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~DeviceBuffer();
+
+  template <class T = std::byte>
+  T* get() const {
+    return static_cast<T*>(data_);
+  }
+  size_t bytes() const { return bytes_; }
+  // Makes room for `bytes`; what was in it is lost when it grows, which it does by half at least.
+  void reserve(size_t bytes, const char* field);
+
+ private:
+  void swap(DeviceBuffer& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  PinnedBuffer(size_t bytes, const char* field);
+  PinnedBuffer(PinnedBuffer&& other) noexcept { swap(other); }
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
+    PinnedBuffer(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~PinnedBuffer();
+
+  template <class T = std::byte>
+  T* get() const {
+    return static_cast<T*>(data_);
+  }
+  size_t bytes() const { return bytes_; }
+  // As DeviceBuffer::reserve; the GPU must be done with what it holds.
+  void reserve(size_t bytes, const char* field);
+
+ private:
+  void swap(PinnedBuffer& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// A queue of work on the device that was current when it was made.
+class Stream {
+ public:
+  Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream();
+
+  operator cudaStream_t() const { return stream_; }
+  void synchronize() const;
+  // Copies between host and device or within the device, in the stream's order. The host side must
+  // stay as it is until the stream has passed the copy, unless it is not pinned.
+  void copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) const;
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// A point in a stream that the host can wait for; two of them give a time.
+class Event {
+ public:
+  Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  ~Event();
+
+  void record(const Stream& stream) const;
+  void synchronize() const;                        // returns at once if never recorded
+  double seconds_since(const Event& start) const;  // both recorded and reached
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+}  // namespace slicellm::cuda
