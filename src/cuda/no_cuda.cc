@@ -1,0 +1,1 @@
+// What a build without CUDA has in the place of src/cuda.
