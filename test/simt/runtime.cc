@@ -1,0 +1,318 @@
+#include <cuda_runtime.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "simt/fault.h"
+#include "simt/launch.h"
+#include "simt/memory.h"
+
+struct simtStream {};
+struct simtEvent {
+  std::chrono::steady_clock::time_point time;
+};
+
+namespace {
+
+constexpr size_t kSharedDefault = size_t{48} << 10;
+constexpr size_t kSharedOptIn = size_t{99} << 10;
+
+thread_local cudaError_t last_error = cudaSuccess;
+thread_local std::string last_fault;
+thread_local bool fault_pending = false;  // not yet returned by a call
+
+cudaError_t result(cudaError_t error) {
+  if (error == cudaSuccess && fault_pending) error = cudaErrorLaunchFailure;
+  if (error == cudaErrorLaunchFailure) fault_pending = false;
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+// Kernels that may use more dynamic shared memory than the default.
+struct DynamicLimits {
+  std::mutex mutex;
+  std::map<const void*, size_t> bytes;
+};
+DynamicLimits& dynamic_limits() {
+  static DynamicLimits limits;
+  return limits;
+}
+
+size_t dynamic_limit(const void* kernel) {
+  DynamicLimits& limits = dynamic_limits();
+  const std::lock_guard lock(limits.mutex);
+  const auto found = limits.bytes.find(kernel);
+  return found == limits.bytes.end() ? kSharedDefault : found->second;
+}
+
+}  // namespace
+
+namespace simt {
+
+void run_grid(const void* kernel, const Grid& grid) {
+  const dim3 g = grid.grid, b = grid.block;
+  const uint64_t threads = uint64_t{b.x} * b.y * b.z;
+  if (threads == 0 || threads > 1024 || b.z > 64 || uint64_t{g.x} * g.y * g.z == 0 ||
+      g.x > 0x7fffffffu || g.y > 0xffffu || g.z > 0xffffu) {
+    result(cudaErrorInvalidConfiguration);
+    return;
+  }
+  if (grid.dynamic_bytes > dynamic_limit(kernel)) {
+    result(cudaErrorInvalidValue);
+    return;
+  }
+  if (current) current->block->fail("a kernel that launches a kernel");
+  catch_faults();
+  // A stride without a common factor visits every block, the last one first.
+  const uint64_t blocks = uint64_t{g.x} * g.y * g.z;
+  const uint64_t stride = blocks % 3 ? 3 : blocks % 5 ? 5 : blocks % 7 ? 7 : 1;
+  uint64_t i = blocks - 1;
+  for (uint64_t count = 0; count < blocks; ++count, i = (i + stride) % blocks) {
+    const uint3 index{static_cast<unsigned>(i % g.x), static_cast<unsigned>(i / g.x % g.y),
+                      static_cast<unsigned>(i / g.x / g.y)};
+    std::string fault = local_block().run(grid, index);
+    if (fault.empty()) continue;
+    last_fault = std::move(fault);
+    fault_pending = true;
+    return;
+  }
+}
+
+}  // namespace simt
+
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration:
+      return "cudaErrorInvalidConfiguration";
+    case cudaErrorInvalidMemcpyDirection:
+      return "cudaErrorInvalidMemcpyDirection";
+    case cudaErrorInvalidDevice:
+      return "cudaErrorInvalidDevice";
+    case cudaErrorInvalidResourceHandle:
+      return "cudaErrorInvalidResourceHandle";
+    case cudaErrorNotReady:
+      return "cudaErrorNotReady";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
+  }
+  return "unrecognized error code";
+}
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    case cudaErrorInvalidMemcpyDirection:
+      return "invalid copy direction for memcpy";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
+    case cudaErrorInvalidResourceHandle:
+      return "invalid resource handle";
+    case cudaErrorNotReady:
+      return "device not ready";
+    case cudaErrorLaunchFailure:
+      return last_fault.c_str();
+  }
+  return "unrecognized error code";
+}
+
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = cudaPeekAtLastError();
+  last_error = cudaSuccess;
+  return error;
+}
+
+cudaError_t cudaPeekAtLastError() {
+  result(cudaSuccess);
+  return last_error;
+}
+
+// ---- device -------------------------------------------------------------------------------------
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaSetDevice(int device) {
+  return result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
+  if (device != 0) return result(cudaErrorInvalidDevice);
+  *p = {};
+  std::strcpy(p->name, "SIMT emulator");
+  p->totalGlobalMem = simt::device_memory_limit();
+  p->sharedMemPerBlock = kSharedDefault;
+  p->sharedMemPerBlockOptin = kSharedOptIn;
+  p->sharedMemPerMultiprocessor = size_t{100} << 10;
+  p->totalConstMem = size_t{64} << 10;
+  p->regsPerBlock = 65536;
+  p->warpSize = 32;
+  p->maxThreadsPerBlock = 1024;
+  p->maxThreadsPerMultiProcessor = 1536;
+  p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024;
+  p->maxThreadsDim[2] = 64;
+  p->maxGridSize[0] = 0x7fffffff;
+  p->maxGridSize[1] = p->maxGridSize[2] = 0xffff;
+  p->major = 8;
+  p->minor = 0;
+  p->multiProcessorCount = 4;
+  p->l2CacheSize = 4 << 20;
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaDeviceSynchronize() { return result(cudaSuccess); }
+
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  const size_t used = simt::device_memory_used();
+  *total = simt::device_memory_limit();
+  *free = *total > used ? *total - used : 0;
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaDriverGetVersion(int* version) { return cudaRuntimeGetVersion(version); }
+
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 12060;
+  return result(cudaSuccess);
+}
+
+// ---- memory -------------------------------------------------------------------------------------
+cudaError_t cudaMalloc(void** pointer, size_t bytes) {
+  *pointer = nullptr;
+  if (bytes == 0) return result(cudaSuccess);
+  *pointer = simt::allocate_device(bytes);
+  return result(*pointer ? cudaSuccess : cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaFree(void* pointer) {
+  if (!pointer) return result(cudaSuccess);
+  return result(simt::free_device(pointer) ? cudaSuccess : cudaErrorInvalidValue);
+}
+
+cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
+  *pointer = bytes > 0 ? std::malloc(bytes) : nullptr;
+  if (*pointer) std::memset(*pointer, 0xff, bytes);
+  return result(*pointer || bytes == 0 ? cudaSuccess : cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaFreeHost(void* pointer) {
+  std::free(pointer);
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  if (bytes == 0) return result(cudaSuccess);
+  const bool to_device = simt::is_device(to, bytes), from_device = simt::is_device(from, bytes);
+  // The first byte tells which side an address belongs to; then all must lie in one allocation.
+  if (simt::is_device(to, 1) != to_device || simt::is_device(from, 1) != from_device) {
+    return result(cudaErrorInvalidValue);
+  }
+  if (kind != cudaMemcpyDefault &&
+      (to_device != (kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice) ||
+       from_device != (kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice))) {
+    return result(cudaErrorInvalidMemcpyDirection);
+  }
+  std::memmove(to, from, bytes);
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t) {
+  return cudaMemcpy(to, from, bytes, kind);
+}
+
+cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+  if (bytes == 0) return result(cudaSuccess);
+  if (!simt::is_device(to, bytes)) return result(cudaErrorInvalidValue);
+  std::memset(to, value, bytes);
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  return cudaMemset(to, value, bytes);
+}
+
+// ---- streams and events -------------------------------------------------------------------------
+cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, 0); }
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new simtStream;
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return result(cudaSuccess); }
+
+cudaError_t cudaStreamQuery(cudaStream_t) { return result(cudaSuccess); }
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
+  return result(event ? cudaSuccess : cudaErrorInvalidResourceHandle);
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new simtEvent;
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  if (!event) return result(cudaErrorInvalidResourceHandle);
+  event->time = std::chrono::steady_clock::now();
+  return result(cudaSuccess);
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  return result(event ? cudaSuccess : cudaErrorInvalidResourceHandle);
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
+  if (!start || !end) return result(cudaErrorInvalidResourceHandle);
+  *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
+  return result(cudaSuccess);
+}
+
+// ---- kernels ------------------------------------------------------------------------------------
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return result(cudaSuccess);
+  if (value < 0 || static_cast<size_t>(value) > kSharedOptIn) {
+    return result(cudaErrorInvalidValue);
+  }
+  DynamicLimits& limits = dynamic_limits();
+  const std::lock_guard lock(limits.mutex);
+  limits.bytes[kernel] = static_cast<size_t>(value);
+  return result(cudaSuccess);
+}
