@@ -7,6 +7,7 @@ figures.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
@@ -38,11 +39,17 @@ def begin(results: Path, setup: Mapping[str, Any]) -> None:
     script = Path(sys.argv[0]).name
     origin = (
         report.machine(),
-        report.commit(),
+        commit(),
         f"python benchmark/studies/{script} {shlex.join(sys.argv[1:])}".strip(),
     )
     content = {**setup, **dict(zip(ORIGIN, origin))}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def commit() -> str:
+    """The commit of the repository these scripts lie in, with "+" if it has changes, or "unknown".
+    The package may be installed elsewhere, without one."""
+    return report.commit(Path(__file__)) or "unknown"
 
 
 def read_setup(results: Path) -> dict[str, Any]:
@@ -113,6 +120,17 @@ def claims(rows: Iterable[tuple[str, str, str, bool | None]]) -> list[str]:
     words = {True: "yes", False: "no", None: "-"}
     judged = ((claim, theirs, ours, words[met]) for claim, theirs, ours, met in rows)
     return table(("claim", "published", "ours", "met"), judged)
+
+
+def read_claims(summary: str) -> list[list[str]]:
+    """The rows of the first table of claims in a summary: claim, published, ours, met."""
+    lines = iter(summary.splitlines())
+    for line in lines:
+        if line == claims([])[0]:
+            next(lines)
+            rows = itertools.takewhile(lambda row: row.startswith("| "), lines)
+            return [row.strip("| ").split(" | ") for row in rows]
+    return []
 
 
 def figure(panels: int, width: float = 4.4, height: float = 3.7) -> tuple[Any, list[Any]]:

@@ -336,14 +336,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """The commit of the source tree this package lies in, with "+" if the tree has changes; None
-    for an installed package."""
-    here = Path(__file__).resolve().parent
+def commit(file: str | Path = __file__) -> str | None:
+    """The commit of the source tree that `file`, this package if not given, lies in, with "+" if
+    the tree has changes; None for a file that no repository keeps, as of an installed package."""
+    here = Path(file).resolve()
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(here), *arguments],
+            ["git", "-C", str(here.parent), *arguments],
             capture_output=True,
             text=True,
             timeout=10,
@@ -351,7 +351,7 @@ def commit() -> str | None:
         ).stdout.strip()
 
     try:
-        if not git("ls-files", "--error-unmatch", __file__):
+        if not git("ls-files", "--error-unmatch", str(here)):
             return None
         head = git("rev-parse", "HEAD")
         return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
