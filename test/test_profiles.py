@@ -95,7 +95,9 @@ def test_residuals_survive_and_are_drawn_with_their_own_mean(tmp_path: Path) -> 
 
 def test_time_weighted_quantiles() -> None:
     # 300 steps of 1 s at 2x and 100 of 7 s at 1x: by time, 70 % of what is drawn is 1x.
-    found = _weighted_quantiles(np.repeat([2.0, 1.0], [300, 100]), np.repeat([1.0, 7.0], [300, 100]))
+    found = _weighted_quantiles(
+        np.repeat([2.0, 1.0], [300, 100]), np.repeat([1.0, 7.0], [300, 100])
+    )
     assert found[0] == 1.0 and found[-1] == 2.0 and list(found) == sorted(found)
     assert np.mean(found) == pytest.approx(1.3, abs=0.02)
 
