@@ -8,17 +8,23 @@
 
 namespace slicellm {
 
-// Shape of the KV cache of a model. One block holds `block_tokens` token slots of all layers.
+// Shape of the KV cache of a model. One block holds `block_tokens` token slots of all layers. int8
+// (GPUs only) holds codes -127..127, stored plus 128, and a float16 scale for K and one for V of
+// each token and head: half(largest magnitude / 127).
 struct KvLayout {
   int32_t layers = 0;
   int32_t kv_heads = 0;
   int32_t head_dim = 0;
   int32_t block_tokens = 16;
-  DType dtype = DType::float16;  // float16 or float32
+  DType dtype = DType::float16;  // float16, float32 or int8
 
+  // K or V of one token, layer and head.
+  size_t token_bytes() const {
+    return size_t{1} * head_dim * dtype_bits(dtype) / 8 + (dtype == DType::int8 ? 2 : 0);
+  }
   // K and V, all layers.
   size_t block_bytes() const {
-    return size_t{2} * layers * kv_heads * head_dim * block_tokens * dtype_bits(dtype) / 8;
+    return size_t{2} * layers * kv_heads * block_tokens * token_bytes();
   }
 };
 

@@ -414,8 +414,7 @@ def simulate(policy: str | Policy, truth: LatencyModel, belief: LatencyModel,
              tasks: Mapping[str, npt.ArrayLike],
              *,
              blocks: int = 4096, host_blocks: int | None = None, block_tokens: int = 16,
-             bytes_per_token: int = 4, jitter: float = 0.0,
-             residuals: Sequence[float] | None = None, seed: int = 0,
+             bytes_per_token: int = 4, jitter: float = 0.0, seed: int = 0,
              max_rows: int = 64, max_step_tokens: int = 2048, max_context: int = 0,
              prefill_divisible: bool = True,
              in_flight: int = 0,  # > 0: closed loop
@@ -425,8 +424,7 @@ def simulate(policy: str | Policy, truth: LatencyModel, belief: LatencyModel,
              dispatch: str = "round_robin",  # see list_dispatchers
              progress: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Runs tasks in virtual time under `policy`, to their end, on the calling thread. A step takes
-    what `truth` predicts times exp(jitter * N(0, 1)), or times a draw from `residuals` (quantiles
-    at equal steps); the policy is shown `belief`. By task:
+    what `truth` predicts times exp(jitter * N(0, 1)); the policy is shown `belief`. By task:
     arrival, first_token, last_token, finish, max_gap, max_lateness (s, NaN without tokens), tokens,
     reason (number of the FinishReason). Besides gaps and plan_seconds (count, mean, max,
     percentiles), num_steps, busy_seconds, prefill_seconds, decode_steps, decode_rows (padding

@@ -126,6 +126,13 @@ __device__ inline uint4 load_stream_16(const void* global) {
   return v;
 }
 
+// 2^x to about 2 ulp; subnormal results are 0; 2^0 is 1 and 2^-infinity 0 exactly.
+__device__ inline float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Any bitwise function of three words: bit i of the result is bit (4a + 2b + c) of kTable. For
 // (a & b) | c: kTable = (0xf0 & 0xcc) | 0xaa.
 template <int kTable>

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "simt/warp.h"
@@ -34,6 +35,11 @@ void cp_async_wait() {
 }
 
 uint4 load_stream_16(const void* global);
+
+inline float exp2_approx(float x) {
+  const float y = std::exp2(x);
+  return y < 0x1p-126f ? 0.0f : y;
+}
 
 template <int kTable>
 uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
