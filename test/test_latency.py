@@ -97,7 +97,7 @@ rows_strategy = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(rows_strategy)
-@example([decode(1, 3.0, 1.0), decode(1, 5.0, 3.0), decode(1, 1e-311, 14.0)])  # predicted as 1e-311
+@example([decode(1, 0.5, 1e12)])  # the largest coefficient
 def test_the_fit_meets_the_optimality_conditions(rows: list[Row]) -> None:
     text = LatencyModel.fit(rows).to_json()
     assert LatencyModel.from_json(text).to_json() == text
@@ -236,8 +236,10 @@ def test_a_damaged_profile_is_refused(text: str) -> None:
         [(1, 1, 0.0, 0.0, 0.0, 0, float("nan"))],
         [(-1, 1, 0.0, 0.0, 0.0, 0, 1.0)],
         [(1, 1, float("inf"), 0.0, 0.0, 0, 1.0)],
+        [decode(1, 1e-135, 14.0)],  # a profile of it would have to be refused
+        [(1, 1, 0.0, 0.49, 0.0, 0, 1.0)],
     ],
-    ids=range(5),
+    ids=range(7),
 )
 def test_impossible_samples_are_refused(rows: list[Row]) -> None:
     with pytest.raises(_core.InvalidArgument):

@@ -135,12 +135,13 @@ void check_latency_samples(std::span<const LatencySample> samples) {
     throw Error(ErrorKind::invalid_argument, "latency samples", "none", "at least one");
   }
   for (const LatencySample& s : samples) {
-    auto in_range = [](double value) { return value >= 0 && value <= 1e15; };
+    // Features count whole and half things; a smaller one would need a coefficient out of range.
+    auto in_range = [](double value) { return value == 0 || (value >= 0.5 && value <= 1e15); };
     if (!(s.seconds >= 1e-9 && s.seconds <= 1e9) || s.step.tokens < 0 || s.step.rows < 0 ||
         !in_range(s.step.context) || !in_range(s.step.chunk_work) || !in_range(s.step.swap_bytes)) {
       throw Error(ErrorKind::invalid_argument, "latency sample",
                   std::to_string(s.seconds) + " s for " + std::to_string(s.step.tokens) + " tokens",
-                  "1e-9 to 1e9 seconds and features from 0 to 1e15");
+                  "1e-9 to 1e9 seconds, features of 0 or from 0.5 to 1e15");
     }
   }
 }
