@@ -71,7 +71,7 @@ def test_needs_no_model_and_gives_the_same_files_bit_for_bit(
         assert values[key] == json.loads(json.dumps(again[key])), key
 
 
-def test_every_flag_of_a_real_run_is_taken(here: Path) -> None:
+def test_every_flag_of_a_real_run_is_taken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     main(
         f"{SIM} -p not-read.flm -t 1 -b 4 --dtype int4 --atype float32 --kv-cache-limit 50M "
@@ -79,6 +79,7 @@ def test_every_flag_of_a_real_run_is_taken(here: Path) -> None:
         "--seed 7 --slo-scale 2 --metric-percentiles 25 --goodput ttft:2000 -l 50 "
         "-o out.jsonl --plot f.png --save-result r.json"
     )
+    assert "note: --executor sim does not read not-read.flm" in capsys.readouterr().err
     result = saved(here / "r.json")
     assert list(result["policies"]) == ["slice:ratio=1", "slice:ratio=0.5"]
     assert result["config"]["batch"] == 4 and result["config"]["slo_scale"] == 2.0
@@ -269,7 +270,9 @@ def test_confidence_of_an_attainment() -> None:
         (f"{SIM} --jitter -1", "--jitter"),
         (f"{SIM} --instances 0", "--instances"),
         (f"{SIM} --instances 2 --bound", "one instance"),
-        (f"{SIM} --dispatch random", "random"),
+        (f"{SIM} --dispatch random", "round_robin, least_loaded, scls"),
+        (f"{SIM} --dispatch scls:slice=0", "slice"),
+        ("-p m --executor cpu --dispatch random", "--dispatch: "),  # as flags are read
         (f"{SIM} --capacity 0", "--capacity"),
         (f"{SIM} --capacity 1.5", "--capacity"),
         (f"{SIM} --capacity .9 --load 2", "--capacity"),

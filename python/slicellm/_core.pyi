@@ -340,6 +340,7 @@ class Policy:
 def make_policy(text: str) -> Policy: ...
 def list_policies() -> list[dict[str, Any]]: ...  # name, source, summary, parameters
 def list_dispatchers() -> list[dict[str, Any]]: ...  # likewise
+def check_dispatcher(text: str) -> None: ...  # "scls:slice=64"; raises InvalidArgument
 def check_plan(plan: StepPlan, view: View) -> None: ...
 
 class MaskMatrix:

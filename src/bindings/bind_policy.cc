@@ -302,6 +302,16 @@ void bind_policy(py::module_& m) {
     return result;
   });
   m.def(
+      "check_dispatcher",
+      [](const std::string& text) {
+        const double step = 1e-3;
+        const auto latency = make_table_latency_model({&step, 1}, 0, 0);
+        View machine;
+        machine.latency = latency.get();
+        make_dispatcher(text, 1, machine);
+      },
+      py::arg("text"), "Raises InvalidArgument for a name or parameters that no dispatcher has.");
+  m.def(
       "check_plan",
       [](const StepPlan& plan, const PyView& view) { PlanChecker().check(plan, view.get()); },
       py::arg("plan"), py::arg("view"),

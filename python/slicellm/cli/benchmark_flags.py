@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from .._core import check_dispatcher
 from ..bench import checks
 from ..bench.tasks import Slo
 from ..simulation import DEFAULT_PROFILE
@@ -65,6 +66,12 @@ def split_policies(text: str) -> list[str]:
     return policies
 
 
+def dispatcher(text: str) -> str:
+    """A dispatcher's name and parameters."""
+    check_dispatcher(text)
+    return text
+
+
 def parse_goodput(pairs: list[str]) -> Slo:
     """`ttft:2000 tpot:125 e2el:5000`, as in vLLM, in milliseconds."""
     names = {"ttft": "ttft_ms", "tpot": "tpot_ms", "e2el": "deadline_ms"}
@@ -110,7 +117,7 @@ def build_parser(prog: str = "benchmark") -> Parser:
         default="cpu",
         metavar="cpu|sim",
         help="what runs the steps: the model on this machine's CPU, or a simulated machine in "
-        "virtual time, which needs no model",
+        "virtual time, which needs no model and reads none",
     )
     g.add_argument(
         "--latency-profile",
@@ -134,6 +141,7 @@ def build_parser(prog: str = "benchmark") -> Parser:
     g.add_argument(
         "--dispatch",
         metavar="NAME",
+        type=checked(dispatcher),
         help="which of them serves a task: round_robin, least_loaded or scls:slice=128,...; "
         "`slicellm policies` lists them (default round_robin)",
     )
@@ -251,7 +259,10 @@ def seeds(args: argparse.Namespace) -> list[int]:
 
 
 def note_ineffective(args: argparse.Namespace) -> None:
-    """Says that an old flag does nothing."""
+    """Says that an old flag, or a simulated run's model, does nothing."""
     for flag in ("long_threshold", "degrade_threshold"):
         if getattr(args, flag) is not None:
             print(f"note: --{flag.replace('_', '-')} has no effect", file=sys.stderr)
+    model = args.model if args.model is not None else args.path
+    if args.executor == "sim" and model is not None:
+        print(f"note: --executor sim does not read {model}", file=sys.stderr)
