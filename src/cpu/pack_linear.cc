@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/linear.h"
+#include "format/weight_stack.h"
 #include "slicellm/dtype.h"
 #include "slicellm/error.h"
 
@@ -33,46 +34,6 @@ WeightKind kind_of(DType dtype) {
               "a dtype that this device can multiply");
 }
 
-[[noreturn]] void throw_shape(const Weight& w, const std::string& got, const std::string& want) {
-  throw Error(ErrorKind::unsupported, w.name.empty() ? "weight" : w.name, got, want);
-}
-
-// A matrix of the stack must fit the first one and hold all the data that it declares.
-void check_matrix(const Weight& w, const Weight& first, const std::vector<float>* bias) {
-  if (w.shape.size() != 2 || w.rows() < 1 || w.cols() < 1) {
-    throw_shape(w, std::to_string(w.shape.size()) + " dimensions",
-                "a matrix with rows and columns");
-  }
-  if (w.dtype != first.dtype || w.cols() != first.cols() || w.group_size != first.group_size) {
-    throw_shape(w, to_string(w.dtype) + " of width " + std::to_string(w.cols()),
-                "the dtype, group size and width of the matrix that it is stacked with (" +
-                    to_string(first.dtype) + ", " + std::to_string(first.cols()) + ")");
-  }
-  const auto elements = static_cast<size_t>(w.rows()) * static_cast<size_t>(w.cols());
-  const size_t needed = (elements * dtype_bits(w.dtype) + 7) / 8;
-  if (w.data == nullptr || w.data_bytes < needed) {
-    throw_shape(w, std::to_string(w.data_bytes) + " bytes", std::to_string(needed) + " bytes");
-  }
-  if (is_quantized(w.dtype)) {
-    const auto scales = static_cast<size_t>(w.rows() * w.groups());
-    if (w.scale.size() != scales || w.minimum.size() != scales) {
-      throw_shape(w, std::to_string(w.scale.size()) + " scales", std::to_string(scales));
-    }
-  }
-  if (bias != nullptr && static_cast<int64_t>(bias->size()) != w.rows()) {
-    throw_shape(w, "a bias of " + std::to_string(bias->size()), std::to_string(w.rows()));
-  }
-}
-
-// The zero point z of minimum = -z * scale, when it is an integer 0..255; else -1.
-int zero_point(float scale, float minimum) {
-  if (minimum == 0) return 0;
-  const float zero = std::nearbyint(-minimum / scale);
-  if (!(zero >= 0 && zero <= 255)) return -1;
-  return std::abs(minimum + zero * scale) <= 3e-7f * std::abs(minimum) ? static_cast<int>(zero)
-                                                                       : -1;
-}
-
 bool is_half(float v) {
   return std::abs(half_to_float(float_to_half(v)) - v) <= 2e-7f * std::abs(v);
 }
@@ -83,12 +44,10 @@ class LinearPacker {
  public:
   LinearPacker(ThreadPool& pool, Isa isa, std::span<const Weight> matrices,
                std::span<const std::vector<float>> biases, ActivationType activation, bool gated)
-      : pool_(pool), matrices_(matrices) {
-    if (matrices.empty()) {
-      throw Error(ErrorKind::invalid_argument, "matrices", "none", "at least one matrix");
-    }
+      : pool_(pool), stack_(matrices, biases, gated) {
     linear_->gated_ = gated;
-    stack(biases);
+    linear_->out_ = stack_.rows();
+    linear_->bias_ = stack_.bias();
     choose_layout(isa, activation);
   }
 
@@ -113,38 +72,13 @@ class LinearPacker {
   }
 
  private:
-  DType dtype() const { return matrices_.front().dtype; }
-
-  void stack(std::span<const std::vector<float>> biases) {
-    const auto bias_of = [&](size_t i) {
-      return i < biases.size() && !biases[i].empty() ? &biases[i] : nullptr;
-    };
-    bool any_bias = false;
-    for (size_t i = 0; i < matrices_.size(); ++i) {
-      check_matrix(matrices_[i], matrices_.front(), bias_of(i));
-      first_row_.push_back(linear_->out_);
-      linear_->out_ += matrices_[i].rows();
-      any_bias |= bias_of(i) != nullptr;
-    }
-    if (linear_->gated_ && linear_->out_ % 2 != 0) {
-      throw_shape(matrices_.front(), std::to_string(linear_->out_) + " rows",
-                  "an even number of gate and up rows");
-    }
-    if (!any_bias) return;
-    for (size_t i = 0; i < matrices_.size(); ++i) {
-      std::vector<float> zeros;
-      const std::vector<float>* bias = bias_of(i);
-      if (bias == nullptr) zeros.resize(matrices_[i].rows());
-      const std::vector<float>& values = bias == nullptr ? zeros : *bias;
-      linear_->bias_.insert(linear_->bias_.end(), values.begin(), values.end());
-    }
-  }
+  DType dtype() const { return stack_.dtype(); }
 
   void choose_layout(Isa isa, ActivationType activation) {
     LinearLayout& layout = linear_->layout_;
     const LinearKernels& kernels = linear_kernels(isa);
     layout.kind = kind_of(dtype());
-    layout.in = matrices_.front().cols();
+    layout.in = stack_.cols();
     const bool integer = is_quantized(dtype()) && activation != ActivationType::float32;
     linear_->kernel_ = integer ? &kernels.integer[dtype() == DType::int4]
                                : &kernels.exact[static_cast<int>(layout.kind)];
@@ -182,9 +116,8 @@ class LinearPacker {
 
   void cut_blocks() {
     LinearLayout& layout = linear_->layout_;
-    const int64_t group = matrices_.front().group_size;
-    layout.group = group <= 0 ? layout.in : std::min(group, layout.in);
-    layout.groups = matrices_.front().groups();
+    layout.group = stack_.group_columns();
+    layout.groups = stack_.groups();
     layout.blocks_per_group = (layout.group + kMaxBlock - 1) / kMaxBlock;
     for (int64_t begin = 0; begin < layout.in; begin += layout.group) {
       const int64_t end = std::min(begin + layout.group, layout.in);
@@ -200,7 +133,7 @@ class LinearPacker {
 
   bool is_compact() const {
     std::atomic<bool> compact{true};
-    for (const Weight& w : matrices_) {
+    for (const Weight& w : stack_.matrices()) {
       const auto count = static_cast<int64_t>(w.scale.size());
       pool_.parallel_for(count, 1024, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) {
@@ -223,16 +156,12 @@ class LinearPacker {
     return row < inner ? row + (panel % 2) * inner : -1;
   }
 
-  size_t matrix_of(int64_t row) const {
-    return std::upper_bound(first_row_.begin(), first_row_.end(), row) - first_row_.begin() - 1;
-  }
-
   void pack_float_row(int64_t row, int r, std::byte* panel) const {
     const LinearLayout& layout = linear_->layout_;
-    const size_t m = matrix_of(row);
+    const WeightStack::Row source = stack_.row(row);
     const size_t size = dtype_bits(dtype()) / 8;
-    const auto* from = static_cast<const std::byte*>(matrices_[m].data) +
-                       static_cast<size_t>((row - first_row_[m]) * layout.in) * size;
+    const auto* from = static_cast<const std::byte*>(source.matrix->data) +
+                       static_cast<size_t>(source.row * layout.in) * size;
     std::byte* to = panel + r * size;
     const size_t stride = layout.panel_rows * size;
     for (int64_t k = 0; k < layout.in; ++k) {
@@ -268,9 +197,9 @@ class LinearPacker {
 
   void pack_int_row(int64_t row, int r, std::byte* panel) const {
     const LinearLayout& layout = linear_->layout_;
-    const size_t m = matrix_of(row);
-    const Weight& w = matrices_[m];
-    row -= first_row_[m];
+    const WeightStack::Row source = stack_.row(row);
+    const Weight& w = *source.matrix;
+    row = source.row;
     const int64_t rows = layout.panel_rows;
     std::byte* section = nullptr;
     std::byte* words = panel;  // of the whole panel; this row's are 4 * r on
@@ -317,8 +246,7 @@ class LinearPacker {
   }
 
   ThreadPool& pool_;
-  std::span<const Weight> matrices_;
-  std::vector<int64_t> first_row_;  // of each matrix in the stack
+  WeightStack stack_;
   std::unique_ptr<CpuLinear> linear_ = std::make_unique<CpuLinear>();
 };
 

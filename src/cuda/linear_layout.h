@@ -19,9 +19,11 @@
 //            and 4 are columns 0 and 1, nibbles 1 and 5 columns 2 and 3, 2 and 6: 4 and 5, 3 and 7:
 //            6 and 7, so that a mask leaves a pair of columns in the two halves of the word.
 //   int8:    [block][lane] 8 bytes of row g, 8 bytes of row g + 8.
-//   16 bit:  [block][row g, row g + 8][lane] 8 elements.
+//   16 bit:  [block][step s][lane] columns 4s, 4s + 1 of row g, the same of row g + 8, then 4s + 2
+//            and 4s + 3 of both.
 //
-// Columns and rows beyond the matrix are zero (int codes: with scale and offset 0).
+// Rows beyond the matrix are zero (int weights: scale and offset 0); columns beyond it are anything
+// finite, since the activations are zero there.
 //
 // Int weights decode to (code - zero) * scale + offset, rounded once to float16. Scale and zero of
 // row g and of row g + 8 of a group are neighbours: [tile][group][g] {row g, row g + 8}, a 32-bit
