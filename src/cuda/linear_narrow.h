@@ -37,12 +37,14 @@ class NarrowScales {
         shift_(args.group_shift),
         groups_(args.groups),
         lane_(lane) {
-    if (offsets_ != nullptr) {
-      offsets_ += static_cast<int64_t>(tile) * args.groups * 8;
-    } else {
-      for (int i = lane; i < 2 * kBuffer; i += 32) {
-        if (i % kBuffer >= kOffsets) shared[i] = make_uint2(0, 0);
-      }
+    if (offsets_ != nullptr) offsets_ += static_cast<int64_t>(tile) * args.groups * 8;
+  }
+
+  // Before the first fetch: offsets that there are none of are zero.
+  __device__ void clear() {
+    if (offsets_ != nullptr) return;
+    for (int i = lane_; i < 2 * kBuffer; i += 32) {
+      if (i % kBuffer >= kOffsets) shared_[i] = make_uint2(0, 0);
     }
   }
 
@@ -113,7 +115,10 @@ __global__ void __launch_bounds__(kNarrowWarps * 32, 2) narrow_linear(LinearArgu
   }
   uint2* scale_memory = reinterpret_cast<uint2*>(shared + Shape::kSums);
   NarrowScales<Shape> scales(args, tile, scale_memory + warp * 4 * Shape::kGroups * 8, lane);
-  if (Weights::kScaled && count > 0) scales.fetch(begin, 0);
+  if (Weights::kScaled && count > 0) {
+    scales.clear();
+    scales.fetch(begin, 0);
+  }
 
   // Tokens beyond n stay zero.
   const auto* input = static_cast<const typename Weights::Element*>(args.input);

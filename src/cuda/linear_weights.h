@@ -32,9 +32,9 @@ struct RowScales {
   __half2 scale, zero, offset;  // zero = -(1024 + zero)
 
   __device__ RowScales(uint32_t scale_word, uint32_t offset_word)
-      : scale(__low2half2(as_half2(scale_word))),
-        zero(__high2half2(as_half2(scale_word))),
-        offset(__low2half2(as_half2(offset_word))) {}
+      : scale(__half2half2(__low2half(as_half2(scale_word)))),
+        zero(__half2half2(__high2half(as_half2(scale_word)))),
+        offset(__half2half2(__low2half(as_half2(offset_word)))) {}
 
   // The weights of 1024 + code, exact but for the last step.
   __device__ uint32_t decode(uint32_t codes) const {
