@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,20 +18,6 @@ from typing import Any
 
 import study
 
-from slicellm.bench import report
-
-POLICIES = (
-    "pace",
-    "slice",
-    "orca",
-    "fastserve",
-    "sarathi",
-    "vllm",
-    "slai",
-    "edf",
-    "rad-like",
-    "priority-pause",
-)
 TASKS = (16, 64, 256, 1024, 4096, 10000)
 LIMIT_US = 2000.0  # p99 asked of pace at 10,000 tasks
 
@@ -38,14 +25,12 @@ LIMIT_US = 2000.0  # p99 asked of pace at 10,000 tasks
 def run(args: argparse.Namespace) -> None:
     """Writes plan_time.json."""
     command = [str(args.binary), "--steps", f"{args.steps}", "--tasks", ",".join(map(str, TASKS))]
-    for policy in POLICIES:
-        command += ["--policy", policy]
-    found = subprocess.run(
-        [*command, "--commit", report.commit() or "unknown"], capture_output=True, check=True
-    )
+    busy = os.getloadavg()[0]
+    found = subprocess.run([*command, "--commit", study.commit()], capture_output=True, check=True)
     args.results.mkdir(parents=True, exist_ok=True)
     result = json.loads(found.stdout)
     result["command"] = "python benchmark/studies/plan_time.py --binary build/policy_benchmark"
+    result["load_average"] = [busy, os.getloadavg()[0]]  # of the last minute, before and after
     text = json.dumps(result, indent=1) + "\n"
     (args.results / "plan_time.json").write_text(text, encoding="utf-8")
 
@@ -56,13 +41,14 @@ def write_report(results: Path) -> None:
     found: Mapping[tuple[str, int], Mapping[str, Any]] = {
         (r["policy"], r["tasks"]): r for r in recorded["results"]
     }
+    policies = list(dict.fromkeys(policy for policy, _ in found))
     made, axes = study.figure(2, 5.0)
     titles = {
         "plan_us": "plan, p99 (us)",
         "all_us": "events, plan, check and commit of a step, p99 (us)",
     }
     for panel, (key, title) in zip(axes, titles.items()):
-        for i, policy in enumerate(POLICIES):
+        for i, policy in enumerate(policies):
             panel.plot(
                 TASKS,
                 [found[policy, n][key]["p99"] for n in TASKS],
@@ -81,7 +67,9 @@ def write_report(results: Path) -> None:
         "# Plan time over the number of live tasks",
         "",
         f"Made by `{recorded['command']}` at commit {recorded['commit']} on {recorded['machine']}, "
-        f"{recorded['steps']} steps a policy, {recorded['clock']}.",
+        f"{recorded['steps']} steps a policy and number of tasks, {recorded['clock']}; the "
+        f"machine's load average was {recorded['load_average'][0]:.1f} before and "
+        f"{recorded['load_average'][1]:.1f} after: above 1, others ran beside it.",
         "",
         *study.claims(
             [
@@ -108,7 +96,7 @@ def write_report(results: Path) -> None:
                     policy,
                     *("{p50:.2f} / {p99:.2f}".format(**found[policy, n]["plan_us"]) for n in TASKS),
                 )
-                for policy in POLICIES
+                for policy in policies
             ],
         ),
     ]

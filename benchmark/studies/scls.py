@@ -15,17 +15,17 @@ published +315.8 % from whatever cells there are.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import study
 
 from slicellm import _core
-from slicellm.bench import report
 from slicellm.bench.arrivals import Gamma
 from slicellm.bench.lengths import read_trace
 from slicellm.bench.profiles import Profile
@@ -33,7 +33,6 @@ from slicellm.bench.roofline import Hardware, Shape, roofline_profile
 from slicellm.bench.workload import generator
 from slicellm.cli.benchmark_flags import listed
 
-HERE = Path(__file__).resolve().parent
 KEYS = ("overhead_ms", "instances", "rate_per_instance", "seed", "label")
 PUBLISHED = 315.8  # percent more throughput than SLS and ILS, at most
 CAP = 1024  # tokens of output; also the longest prompt that takes part
@@ -66,6 +65,7 @@ METRICS = {
 }
 
 
+@functools.lru_cache
 def machine(overhead_ms: float) -> Profile:
     """Llama-2-13B on an A100 80 GB: the roofline of public numbers; nothing was measured. The
     overhead of a step tells an engine of fused kernels (2 ms) from an eager framework (30 ms); both
@@ -78,6 +78,7 @@ def machine(overhead_ms: float) -> Profile:
     )
 
 
+@functools.lru_cache(maxsize=1)  # all policies of a cell serve the same
 def requests(trace: Path, rate: float, count: int, seed: int) -> dict[str, Any]:
     """Columns of `count` requests: pairs of lengths from the trace, both cut at CAP."""
     lengths = read_trace(trace)
@@ -91,7 +92,7 @@ def requests(trace: Path, rate: float, count: int, seed: int) -> dict[str, Any]:
     }
 
 
-def measure(run: Mapping[str, Any]) -> dict[str, float | None]:
+def metrics(run: Mapping[str, Any]) -> dict[str, float | None]:
     """The study's metrics of one run. The times are those at which results were ready."""
     count = len(run["finish"])
     response = run["finish"] - run["arrival"]
@@ -127,60 +128,29 @@ def setup(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run_cells(args: argparse.Namespace) -> None:
-    """Runs the cells that are not among the results yet."""
-    shared = setup(args)
-    path = args.results / "setup.json"
-    if path.exists():
-        known = json.loads(path.read_text())
-        if {**known, "machine": None, "commit": None} != {
-            **shared,
-            "machine": None,
-            "commit": None,
-        }:
-            sys.exit(f"{path} says that its cells are of another setup: choose --results")
-    else:
-        args.results.mkdir(parents=True, exist_ok=True)
-        content = {**shared, "machine": report.machine(), "commit": report.commit()}
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    done = {tuple(cell[key] for key in KEYS) for cell in read_cells(args.results)}
-    for overhead, seed in itertools.product(args.overheads, args.seeds):
-        profile = machine(overhead)
-        truth, belief = profile.truth(), profile.belief(seed)
-        for instances, rate in itertools.product(args.instances, args.rates):
-            count = round(rate * instances * args.seconds)
-            columns = requests(args.trace, rate * instances, count, seed)
-            for label, (policy, dispatch) in POLICIES.items():
-                key = (overhead, instances, rate, seed, label)
-                if key in done:
-                    continue
-                run = _core.simulate(
-                    policy,
-                    truth,
-                    belief,
-                    [("request", None, None, None, 1.0)],
-                    columns,
-                    instances=instances,
-                    dispatch=dispatch,
-                    blocks=profile.blocks,
-                    block_tokens=profile.block_tokens,
-                    jitter=profile.jitter,
-                    seed=seed,
-                    max_rows=MAX_ROWS,
-                    max_step_tokens=MAX_STEP_TOKENS,
-                )
-                cell = {**dict(zip(KEYS, key)), "requests": count, **measure(run)}
-                with (args.results / "cells.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(cell, allow_nan=False) + "\n")
-                print(*key, f"{cell['throughput_rps']:.3f} requests/s", flush=True)
-
-
-def read_cells(results: Path) -> list[dict[str, Any]]:
-    """The cells that have been run."""
-    path = results / "cells.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def measure(
+    overhead: float, instances: int, rate: float, seed: int, label: str, trace: Path, seconds: float
+) -> dict[str, Any]:
+    """One cell: so many requests a second and instance."""
+    profile = machine(overhead)
+    policy, dispatch = POLICIES[label]
+    count = round(rate * instances * seconds)
+    run = _core.simulate(
+        policy,
+        profile.truth(),
+        profile.belief(seed),
+        [("request", None, None, None, 1.0)],
+        requests(trace, rate * instances, count, seed),
+        instances=instances,
+        dispatch=dispatch,
+        blocks=profile.blocks,
+        block_tokens=profile.block_tokens,
+        jitter=profile.jitter,
+        seed=seed,
+        max_rows=MAX_ROWS,
+        max_step_tokens=MAX_STEP_TOKENS,
+    )
+    return {"requests": count, **metrics(run)}
 
 
 # label -> metrics of each seed
@@ -196,15 +166,6 @@ def grouped(cells: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[float, int, 
     return sorted(groups.items())
 
 
-def text_of(values: Sequence[float | None]) -> str:
-    """Mean and, of several seeds, half the spread."""
-    if any(v is None for v in values):
-        return ""
-    numbers = np.array(values, dtype=float)
-    spread = (numbers.max() - numbers.min()) / 2
-    return f"{numbers.mean():.3g} ± {spread:.2g}" if len(numbers) > 1 else f"{numbers.mean():.3g}"
-
-
 def best(group: Group, kind: str) -> tuple[float, str]:
     """The highest mean throughput of the variants of one kind, and its label."""
     means = {
@@ -218,8 +179,8 @@ def best(group: Group, kind: str) -> tuple[float, str]:
 
 def write_report(results: Path) -> None:
     """summary.md from the cells."""
-    config = json.loads((results / "setup.json").read_text(encoding="utf-8"))
-    groups = grouped(read_cells(results))
+    config, cells = study.read_setup(results), study.read_cells(results)
+    groups = grouped(cells)
     profile = next(iter(config["profiles"].values()))
     gains = [
         "",
@@ -253,13 +214,14 @@ def write_report(results: Path) -> None:
         tables.append("|---" * (len(METRICS) + 1) + "|")
         for name in POLICIES:
             if name in group:
-                texts = [text_of([m[metric] for m in group[name]]) for metric in METRICS]
+                texts = [study.spread_text([m[metric] for m in group[name]]) for metric in METRICS]
                 tables.append(f"| {name} | " + " | ".join(texts) + " |")
     head = [
         "# SCLS against SLS and ILS, simulated",
         "",
-        "Made by `benchmark/studies/scls.py` from `cells.jsonl` and `setup.json`. Mean ± half the "
-        "spread over seeds.",
+        f"Made by `{config.get('command', 'benchmark/studies/scls.py')}` at commit "
+        f"{config['commit']}, seeds {', '.join(map(str, sorted({c['seed'] for c in cells})))}. "
+        "Mean ± half the spread over seeds.",
         "",
         f"* Workload: {config['trace']}, pairs drawn without replacement, prompts and outputs cut "
         f"at {CAP} tokens, every request's cap {CAP}; Poisson arrivals for {config['seconds']:g} s,"
@@ -285,18 +247,21 @@ def write_report(results: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    default = HERE.parents[2] / "shared" / "traces" / "sharegpt_lengths.csv"
+    default = study.TRACES / "sharegpt_lengths.csv"
     parser.add_argument("--trace", type=Path, default=default, help="CSV of lengths")
     parser.add_argument("--overheads", type=listed(float), default=[2.0, 30.0], help="ms a step")
     parser.add_argument("--instances", type=listed(int), default=[1, 8])
     parser.add_argument("--rates", type=listed(float), default=[0.5, 1.0, 2.0, 4.0])
     parser.add_argument("--seeds", type=listed(int), default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=300.0, help="of arrivals (default 300)")
-    parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "scls")
+    parser.add_argument("--results", type=Path, default=study.RESULTS / "scls")
     parser.add_argument("--report", action="store_true", help="only the summary, no runs")
     args = parser.parse_args()
     if not args.report:
-        run_cells(args)
+        study.begin(args.results, setup(args))
+        grid = itertools.product(args.overheads, args.instances, args.rates, args.seeds, POLICIES)
+        run = functools.partial(measure, trace=args.trace, seconds=args.seconds)
+        study.fill(args.results, KEYS, grid, run)
     write_report(args.results)
 
 
