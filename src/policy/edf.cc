@@ -15,6 +15,7 @@
 #include <set>
 
 #include "policy/json.h"
+#include "policy/never_run.h"
 #include "policy/policies.h"
 #include "policy/step_builder.h"
 
@@ -38,7 +39,7 @@ class Edf : public Policy {
   std::vector<Ranked> entries_;  // by slot; rank: when the next token is due
   Order order_;                  // all that can run
   Order holders_;                // those of them that hold KV, on the device or the host
-  std::vector<int32_t> never_run_;
+  NeverRun never_run_;
 };
 
 // When the next token of `task` is due, on the engine's clock.
@@ -57,15 +58,12 @@ void Edf::on(const TaskEvent& event, const View& view) {
   const int32_t slot = event.slot;
   const TaskView& task = view.tasks[slot];
   if (event.kind == TaskEventKind::finish) {
-    if (std::erase(never_run_, slot) > 0) return;
+    if (never_run_.finish(slot)) return;
     order_.erase(entries_[slot]);
     holders_.erase(entries_[slot]);
     return;
   }
-  if (!never_runs(task, view).empty()) {
-    never_run_.push_back(slot);
-    return;
-  }
+  if (never_run_.arrive(slot, view)) return;
   if (entries_.size() <= static_cast<size_t>(slot)) entries_.resize(slot + 1);
   entries_[slot] = {next_due(task), task.arrival, task.id, slot};
   order_.insert(entries_[slot]);
@@ -73,7 +71,7 @@ void Edf::on(const TaskEvent& event, const View& view) {
 
 StepPlan Edf::plan(const View& view) {
   StepBuilder step(view, max_batch_);
-  for (int32_t slot : never_run_) step.reject(slot, never_runs(view.tasks[slot], view));
+  never_run_.reject(step);
 
   auto spared = holders_.end();  // holders from here on have lost their KV to this step
   const auto make_room = [&](int32_t blocks, const Ranked& user) {

@@ -14,6 +14,7 @@
 #include <cmath>
 
 #include "policy/json.h"
+#include "policy/never_run.h"
 #include "policy/policies.h"
 #include "policy/step_builder.h"
 
@@ -74,8 +75,8 @@ class FastServe : public Policy {
   const double starvation_, host_reserve_;
 
   std::vector<Queue> queues_;
-  std::vector<Node> nodes_;         // by slot
-  std::vector<int32_t> never_run_;  // to be rejected
+  std::vector<Node> nodes_;  // by slot
+  NeverRun never_run_;
   int64_t steps_ = 0;
 
   // The last proposal, and scratch while it is made.
@@ -139,17 +140,14 @@ int32_t FastServe::last() const {
 void FastServe::on(const TaskEvent& event, const View& view) {
   const int32_t slot = event.slot;
   if (event.kind == TaskEventKind::finish) {
-    if (std::erase(never_run_, slot) == 0) unlink(slot);
+    if (!never_run_.finish(slot)) unlink(slot);
     return;
   }
   const TaskView& task = view.tasks[slot];
   if (nodes_.size() <= static_cast<size_t>(slot)) nodes_.resize(slot + 1);
   nodes_[slot] = {};
   nodes_[slot].last_run = task.arrival;
-  if (!never_runs(task, view).empty()) {
-    never_run_.push_back(slot);
-    return;
-  }
+  if (never_run_.arrive(slot, view)) return;
   const double tokens = task.prompt_len;
   const double prefill = view.latency
                              ->predict({.tokens = task.prompt_len,
@@ -278,7 +276,7 @@ StepPlan FastServe::plan(const View& view) {
     force_one(forced);
   }
   StepBuilder& result = runs ? step : forced;
-  for (int32_t slot : never_run_) result.reject(slot, never_runs(view.tasks[slot], view));
+  never_run_.reject(result);
   return result.take();
 }
 

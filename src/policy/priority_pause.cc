@@ -16,6 +16,7 @@
 #include <set>
 
 #include "policy/json.h"
+#include "policy/never_run.h"
 #include "policy/policies.h"
 #include "policy/step_builder.h"
 
@@ -60,7 +61,7 @@ class PriorityPause : public Policy {
   std::vector<Row> rows_;               // by admission
   std::set<Ranked> urgent_, ordinary_;  // waiting
   std::vector<Ranked> entries_;         // by slot
-  std::vector<int32_t> never_run_;
+  NeverRun never_run_;
 };
 
 void PriorityPause::on(const TaskEvent& event, const View& view) {
@@ -68,15 +69,12 @@ void PriorityPause::on(const TaskEvent& event, const View& view) {
   const TaskView& task = view.tasks[slot];
   std::set<Ranked>& queue = is_urgent(task) ? urgent_ : ordinary_;
   if (event.kind == TaskEventKind::finish) {
-    if (std::erase(never_run_, slot) > 0) return;
+    if (never_run_.finish(slot)) return;
     if (std::erase_if(rows_, [&](const Row& row) { return row.slot == slot; }) > 0) return;
     queue.erase(entries_[slot]);
     return;
   }
-  if (!never_runs(task, view).empty()) {
-    never_run_.push_back(slot);
-    return;
-  }
+  if (never_run_.arrive(slot, view)) return;
   if (entries_.size() <= static_cast<size_t>(slot)) entries_.resize(slot + 1);
   entries_[slot] = {by_priority_ ? -task.utility : 0, task.arrival, task.id, slot};
   queue.insert(entries_[slot]);
@@ -116,7 +114,7 @@ std::vector<PriorityPause::Row> PriorityPause::admissible(const View& view) cons
 
 StepPlan PriorityPause::plan(const View& view) {
   StepBuilder step(view, limits(view).rows);
-  for (int32_t slot : never_run_) step.reject(slot, never_runs(view.tasks[slot], view));
+  never_run_.reject(step);
 
   std::vector<Row> rows = rows_;
   for (const Row& row : admissible(view)) rows.push_back(row);

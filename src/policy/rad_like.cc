@@ -11,17 +11,17 @@
 // Prompts start first come first served. KV and prompts that cannot be cut as in sarathi.
 #include <algorithm>
 
-#include "policy/json.h"
 #include "policy/policies.h"
 #include "policy/roster.h"
 
 namespace slicellm {
 namespace {
 
-class RadLike : public Policy {
+class RadLike : public RosterPolicy {
  public:
   explicit RadLike(const Parameters& p)
-      : tile_(p.integer("tile", 1, 1 << 20)),
+      : RosterPolicy(Roster::Preemption::youngest_to_front),
+        tile_(p.integer("tile", 1, 1 << 20)),
         token_budget_(p.integer("token_budget", 1, 1 << 30)),
         max_batch_(p.integer("max_batch", 1, 1 << 20)) {}
 
@@ -33,14 +33,6 @@ class RadLike : public Policy {
   }
 
   StepPlan plan(const View& view) override;
-
-  void commit(const StepPlan& plan, const StepOutcome&, const View&) override {
-    roster_.commit(plan);
-  }
-
-  std::string inspect() const override {
-    return JsonObject().add("running", roster_.running()).add("waiting", roster_.waiting()).text();
-  }
 
  private:
   // Tokens a second of a step with so many decodes and prompt tokens, as far as can be told before
@@ -72,7 +64,6 @@ class RadLike : public Policy {
   }
 
   const int32_t tile_, token_budget_, max_batch_;
-  Roster roster_{Roster::Preemption::youngest_to_front};
 };
 
 StepPlan RadLike::plan(const View& view) {

@@ -2,21 +2,20 @@
 
 #include <algorithm>
 
+#include "policy/json.h"
+
 namespace slicellm {
 
 void Roster::arrive(int32_t slot, double rank, const View& view) {
+  if (never_run_.arrive(slot, view)) return;
   const TaskView& task = view.tasks[slot];
-  if (!never_runs(task, view).empty()) {
-    never_run_.push_back(slot);
-    return;
-  }
   if (entries_.size() <= static_cast<size_t>(slot)) entries_.resize(slot + 1);
   entries_[slot] = {rank, task.arrival, task.id, slot};
   waiting_.insert(entries_[slot]);
 }
 
 void Roster::finish(int32_t slot) {
-  if (std::erase(never_run_, slot) > 0) return;
+  if (never_run_.finish(slot)) return;
   if (std::erase(running_, slot) == 0) waiting_.erase(entries_[slot]);
 }
 
@@ -62,12 +61,6 @@ Roster::Kept Roster::keep(const View& view) const {
   return {all.first(count), all.subspan(count), decodes, spare};
 }
 
-void Roster::reject_impossible(StepBuilder& step) const {
-  for (int32_t slot : never_run_) {
-    step.reject(slot, never_runs(step.view().tasks[slot], step.view()));
-  }
-}
-
 void Roster::admit(StepBuilder& step, int32_t max_running, int64_t spare_blocks,
                    int32_t (StepBuilder::*tokens)(int32_t) const) const {
   const View& view = step.view();
@@ -81,6 +74,10 @@ void Roster::admit(StepBuilder& step, int32_t max_running, int64_t spare_blocks,
     spare_blocks -= blocks;
     ++running;
   }
+}
+
+std::string RosterPolicy::inspect() const {
+  return JsonObject().add("running", roster_.running()).add("waiting", roster_.waiting()).text();
 }
 
 }  // namespace slicellm

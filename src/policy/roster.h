@@ -3,8 +3,10 @@
 #include <cstdint>
 #include <set>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "policy/never_run.h"
 #include "policy/step_builder.h"
 
 namespace slicellm {
@@ -42,7 +44,7 @@ class Roster {
   Kept keep(const View& view) const;
 
   // Ends tasks that can never run.
-  void reject_impossible(StepBuilder& step) const;
+  void reject_impossible(StepBuilder& step) const { never_run_.reject(step); }
   // Admits waiting tasks in order, nobody overtaking, while fewer than `max_running` run,
   // `spare_blocks` hold all that the next has pending, and (step.*tokens)(slot) gives it a chunk. A
   // task that would run alone needs no more than free blocks.
@@ -54,7 +56,21 @@ class Roster {
   std::vector<Ranked> entries_;  // by slot
   std::vector<int32_t> running_;
   std::set<Ranked> waiting_;
-  std::vector<int32_t> never_run_;
+  NeverRun never_run_;
+};
+
+// A policy whose state is a roster.
+class RosterPolicy : public Policy {
+ public:
+  void commit(const StepPlan& plan, const StepOutcome&, const View&) override {
+    roster_.commit(plan);
+  }
+  std::string inspect() const override;
+
+ protected:
+  explicit RosterPolicy(Roster::Preemption preemption) : roster_(preemption) {}
+
+  Roster roster_;
 };
 
 template <typename RankOf>

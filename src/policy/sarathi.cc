@@ -12,17 +12,17 @@
 //    and waits while the decodes leave the engine's step too little room.
 #include <algorithm>
 
-#include "policy/json.h"
 #include "policy/policies.h"
 #include "policy/roster.h"
 
 namespace slicellm {
 namespace {
 
-class Sarathi : public Policy {
+class Sarathi : public RosterPolicy {
  public:
   explicit Sarathi(const Parameters& p)
-      : token_budget_(p.integer("token_budget", 1, 1 << 30)),
+      : RosterPolicy(Roster::Preemption::youngest_to_front),
+        token_budget_(p.integer("token_budget", 1, 1 << 30)),
         max_batch_(p.integer("max_batch", 1, 1 << 20)),
         shortest_first_(p.choice("order", {"fcfs", "spf"}) == "spf") {}
 
@@ -51,18 +51,9 @@ class Sarathi : public Policy {
     return step.take();
   }
 
-  void commit(const StepPlan& plan, const StepOutcome&, const View&) override {
-    roster_.commit(plan);
-  }
-
-  std::string inspect() const override {
-    return JsonObject().add("running", roster_.running()).add("waiting", roster_.waiting()).text();
-  }
-
  private:
   const int32_t token_budget_, max_batch_;
   const bool shortest_first_;
-  Roster roster_{Roster::Preemption::youngest_to_front};
 };
 
 }  // namespace

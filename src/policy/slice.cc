@@ -20,6 +20,7 @@
 
 #include "policy/json.h"
 #include "policy/mask_matrix.h"
+#include "policy/never_run.h"
 #include "policy/policies.h"
 #include "policy/step_builder.h"
 
@@ -89,9 +90,9 @@ class Slice : public Policy {
   const MaskLayout layout_;
   const double boost_after_, boost_utility_, age_after_, age_factor_;  // *_after_ 0: off
 
-  std::vector<Task> tasks_;         // by slot
-  std::vector<int32_t> order_;      // slots, most valuable first
-  std::vector<int32_t> never_run_;  // to be rejected
+  std::vector<Task> tasks_;     // by slot
+  std::vector<int32_t> order_;  // slots, most valuable first
+  NeverRun never_run_;
   std::map<int32_t, ClassState> classes_;
   uint64_t events_ = 0, built_at_ = 0;  // arrivals and departures: all, those in `current_`
   Selection current_;
@@ -137,16 +138,13 @@ void Slice::on(const TaskEvent& event, const View& view) {
   if (event.kind == TaskEventKind::arrive) {
     if (tasks_.size() <= static_cast<size_t>(slot)) tasks_.resize(slot + 1);
     tasks_[slot] = describe(view.tasks[slot]);
-    if (!never_runs(view.tasks[slot], view).empty()) {
-      never_run_.push_back(slot);
-      return;
-    }
+    if (never_run_.arrive(slot, view)) return;
     order_.insert(position(), slot);
     ClassState& state = classes_[tasks_[slot].class_id];
     if (state.live++ == 0) state.unserved_since = tasks_[slot].arrival;
     return;
   }
-  if (std::erase(never_run_, slot) > 0) return;
+  if (never_run_.finish(slot)) return;
   order_.erase(position());
   const auto state = classes_.find(tasks_[slot].class_id);
   if (--state->second.live == 0) classes_.erase(state);
@@ -257,7 +255,7 @@ StepPlan Slice::plan(const View& view) {
   const Selection& s = active();
 
   StepBuilder step(view, view.max_rows);
-  for (int32_t slot : never_run_) step.reject(slot, never_runs(view.tasks[slot], view));
+  never_run_.reject(step);
 
   int32_t decodes = 0;
   int32_t alone = -1;  // a prefill that needs the step for itself

@@ -9,22 +9,16 @@
 //  * The watermark is not kept for a task that would run alone: it may need every block.
 //  * A prompt longer than max_num_batched_tokens (vLLM refuses it) is cut, and its chunks are the
 //    first in steps of prompts; one that cannot be cut runs whole.
-#include "policy/json.h"
 #include "policy/policies.h"
 #include "policy/roster.h"
 
 namespace slicellm {
 namespace {
 
-class Vllm : public Policy {
+class Vllm : public RosterPolicy {
  public:
   explicit Vllm(const Parameters& p)
-      : max_tokens_(p.integer("max_num_batched_tokens", 1, 1 << 30)),
-        max_tasks_(p.integer("max_num_seqs", 1, 1 << 20)),
-        watermark_(p.number("watermark", 0, 1)),
-        by_priority_(p.choice("order", {"fcfs", "priority"}) == "priority"),
-        roster_(by_priority_ ? Roster::Preemption::last_rank
-                             : Roster::Preemption::youngest_to_front) {}
+      : Vllm(p, p.choice("order", {"fcfs", "priority"}) == "priority") {}
 
   std::string name() const override { return "vllm"; }
 
@@ -52,19 +46,18 @@ class Vllm : public Policy {
     return step.take();
   }
 
-  void commit(const StepPlan& plan, const StepOutcome&, const View&) override {
-    roster_.commit(plan);
-  }
-
-  std::string inspect() const override {
-    return JsonObject().add("running", roster_.running()).add("waiting", roster_.waiting()).text();
-  }
-
  private:
+  Vllm(const Parameters& p, bool by_priority)
+      : RosterPolicy(by_priority ? Roster::Preemption::last_rank
+                                 : Roster::Preemption::youngest_to_front),
+        max_tokens_(p.integer("max_num_batched_tokens", 1, 1 << 30)),
+        max_tasks_(p.integer("max_num_seqs", 1, 1 << 20)),
+        watermark_(p.number("watermark", 0, 1)),
+        by_priority_(by_priority) {}
+
   const int32_t max_tokens_, max_tasks_;
   const double watermark_;
   const bool by_priority_;
-  Roster roster_;
 };
 
 }  // namespace
