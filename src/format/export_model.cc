@@ -1,3 +1,5 @@
+#include <memory>
+#include <optional>
 #include <unordered_map>
 
 #include "format/export_plan.h"
@@ -9,14 +11,15 @@ namespace slicellm {
 namespace {
 
 RowRange read_rows(const ModelFile& file, const ExportTensor::Source& source) {
-  RowRange range{file.weight(source.name), source.begin, source.end};
-  if (range.end == 0) range.end = range.weight.shape[0];
+  RowRange range{std::make_shared<const Weight>(file.weight(source.name)), source.begin,
+                 source.end};
+  if (range.end == 0) range.end = range.weight->shape[0];
   return range;
 }
 
 uint64_t bytes_of(const RowRange& range) {
-  const auto rows = static_cast<uint64_t>(range.weight.shape[0]);
-  return range.weight.data_bytes / rows * static_cast<uint64_t>(range.end - range.begin);
+  const auto rows = static_cast<uint64_t>(range.weight->shape[0]);
+  return range.weight->data_bytes / rows * static_cast<uint64_t>(range.end - range.begin);
 }
 
 Weight make_tensor(const ModelFile& file, const ExportTensor& tensor, const ExportRequest& request,
@@ -25,11 +28,12 @@ Weight make_tensor(const ModelFile& file, const ExportTensor& tensor, const Expo
   for (const ExportTensor::Source& source : tensor.sources) {
     parts.push_back(read_rows(file, source));
     done += bytes_of(parts.back());
-    Weight& w = parts.back().weight;
-    if (tensor.role == ExportTensor::Role::linear && request.dtype) {
-      w = convert(w, *request.dtype, request.threads);
-    } else if (tensor.role == ExportTensor::Role::other) {
-      w = convert(w, {DType::float32, 0}, request.threads);
+    std::optional<DTypeSpec> wanted;
+    if (tensor.role == ExportTensor::Role::linear) wanted = request.dtype;
+    if (tensor.role == ExportTensor::Role::other) wanted = DTypeSpec{DType::float32, 0};
+    if (wanted) {
+      auto& w = parts.back().weight;
+      w = std::make_shared<const Weight>(convert(*w, *wanted, request.threads));
     }
   }
   return stack_rows(tensor.name, parts);

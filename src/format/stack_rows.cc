@@ -40,7 +40,7 @@ void check_alike(const std::string& name, const Weight& a, const Weight& b) {
 }  // namespace
 
 Weight stack_rows(const std::string& name, const std::vector<RowRange>& parts) {
-  const Weight& first = parts.front().weight;
+  const Weight& first = *parts.front().weight;
   if (parts.size() == 1 && parts[0].begin == 0 && parts[0].end == row_count(first)) {
     Weight whole = first;
     whole.name = name;
@@ -50,7 +50,7 @@ Weight stack_rows(const std::string& name, const std::vector<RowRange>& parts) {
   const int64_t bits = dtype_bits(first.dtype);
   int64_t rows = 0;
   for (const RowRange& part : parts) {
-    check_alike(name, first, part.weight);
+    check_alike(name, first, *part.weight);
     rows += part.end - part.begin;
   }
   Weight out;
@@ -63,7 +63,7 @@ Weight stack_rows(const std::string& name, const std::vector<RowRange>& parts) {
   auto buffer = std::make_shared<uint8_t[]>(out.data_bytes);
   int64_t position = 0;  // elements
   for (const RowRange& part : parts) {
-    const auto* data = static_cast<const uint8_t*>(part.weight.data);
+    const auto* data = static_cast<const uint8_t*>(part.weight->data);
     const int64_t from = part.begin * width, count = (part.end - part.begin) * width;
     if (bits == 4) {
       copy_nibbles(data, from, buffer.get(), position, count);
@@ -76,8 +76,8 @@ Weight stack_rows(const std::string& name, const std::vector<RowRange>& parts) {
       const auto append = [&](std::vector<float>& to, const std::vector<float>& of) {
         to.insert(to.end(), of.begin() + begin, of.begin() + end);
       };
-      append(out.scale, part.weight.scale);
-      append(out.minimum, part.weight.minimum);
+      append(out.scale, part.weight->scale);
+      append(out.minimum, part.weight->minimum);
     }
     position += count;
   }

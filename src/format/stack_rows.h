@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,7 +10,7 @@ namespace slicellm {
 
 // Rows [begin, end) of a matrix, or elements [begin, end) of a vector.
 struct RowRange {
-  Weight weight;
+  std::shared_ptr<const Weight> weight;
   int64_t begin = 0, end = 0;
 };
 

@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <memory>
 
+#include "format/stack_rows.h"
 #include "slicellm/error.h"
 
 namespace slicellm {
@@ -28,26 +29,18 @@ DTypeSpec dtype_of(const Weight& w) {
   return {w.dtype, grouped ? w.group_size : 0};
 }
 
-std::vector<float> gather(const std::vector<float>& values, std::span<const int64_t> order,
-                          int64_t width) {
-  std::vector<float> out;
-  out.reserve(order.size() * width);
-  for (int64_t row : order) {
-    out.insert(out.end(), values.begin() + row * width, values.begin() + (row + 1) * width);
-  }
-  return out;
-}
-
-// int4 rows of an odd width share bytes with their neighbours: move nibble by nibble.
-void gather_nibbles(const Weight& w, std::span<const int64_t> order, uint8_t* out) {
-  const auto* in = static_cast<const uint8_t*>(w.data);
-  int64_t to = 0;
-  for (int64_t row : order) {
-    for (int64_t i = row * w.cols(); i < (row + 1) * w.cols(); ++i, ++to) {
-      const uint8_t code = i % 2 == 0 ? in[i / 2] >> 4 : in[i / 2] & 15;
-      out[to / 2] |= to % 2 == 0 ? code << 4 : code;
+// The parts of rows that lie [head][q, k, v][head_dim], as q of all heads, then k, then v.
+std::vector<RowRange> separate_qkv(Weight interleaved, int32_t heads) {
+  const int64_t head_dim = interleaved.shape[0] / heads / 3;
+  const auto whole = std::make_shared<const Weight>(std::move(interleaved));
+  std::vector<RowRange> parts;
+  for (int64_t part = 0; part < 3; ++part) {
+    for (int64_t head = 0; head < heads; ++head) {
+      const int64_t begin = (head * 3 + part) * head_dim;
+      parts.push_back({whole, begin, begin + head_dim});
     }
   }
+  return parts;
 }
 
 // Bytes of the file that the layout's tensors take, as far as shapes tell without reading them.
@@ -64,41 +57,6 @@ uint64_t linear_bytes(const ModelFile& file, const LinearSource& source) {
 }
 
 }  // namespace
-
-Weight gather_rows(const Weight& w, std::span<const int64_t> order) {
-  Weight out = w;
-  out.shape = {static_cast<int64_t>(order.size()), w.cols()};
-  const size_t row_bits = static_cast<size_t>(w.cols()) * dtype_bits(w.dtype);
-  auto buffer = std::make_shared<std::vector<uint8_t>>((row_bits * order.size() + 7) / 8);
-  if (row_bits % 8 == 0) {
-    const auto* in = static_cast<const uint8_t*>(w.data);
-    for (size_t i = 0; i < order.size(); ++i) {
-      std::memcpy(buffer->data() + i * row_bits / 8, in + order[i] * (row_bits / 8), row_bits / 8);
-    }
-  } else {
-    gather_nibbles(w, order, buffer->data());
-  }
-  if (is_quantized(w.dtype)) {
-    out.scale = gather(w.scale, order, w.groups());
-    out.minimum = gather(w.minimum, order, w.groups());
-  }
-  out.data = buffer->data();
-  out.data_bytes = buffer->size();
-  out.owner = std::move(buffer);
-  return out;
-}
-
-std::vector<int64_t> split_interleaved_qkv(int64_t rows, int32_t heads) {
-  const int64_t head_dim = rows / heads / 3;
-  std::vector<int64_t> order;
-  order.reserve(rows);
-  for (int64_t part = 0; part < 3; ++part) {
-    for (int64_t head = 0; head < heads; ++head) {
-      for (int64_t d = 0; d < head_dim; ++d) order.push_back((head * 3 + part) * head_dim + d);
-    }
-  }
-  return order;
-}
 
 WeightLoader::WeightLoader(const ModelFile& file, Device& device, const ModelOptions& options,
                            const ModelLayout& layout)
@@ -155,9 +113,14 @@ std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source, b
       bias = vector(bias_name, part.rows);
     }
     if (source.interleaved_heads > 0) {
-      const std::vector<int64_t> order = split_interleaved_qkv(part.rows, source.interleaved_heads);
-      w = gather_rows(w, order);
-      if (!bias.empty()) bias = gather(bias, order, 1);
+      const std::vector<RowRange> rows = separate_qkv(w, source.interleaved_heads);
+      w = stack_rows(w.name, rows);
+      std::vector<float> separate;
+      for (const RowRange& r : rows) {
+        if (bias.empty()) break;
+        separate.insert(separate.end(), bias.begin() + r.begin, bias.begin() + r.end);
+      }
+      bias = std::move(separate);
     }
     if (target && !is_quantized(w.dtype)) w = convert(w, *target, device_.threads());
     note(w);

@@ -43,10 +43,4 @@ class WeightLoader {
   std::string inventory_;
 };
 
-// Rows `order` of a matrix, in that order; the result owns its memory. Any dtype.
-Weight gather_rows(const Weight& w, std::span<const int64_t> order);
-
-// For rows that lie [head][q, k, v][head_dim]: the order that gives q of all heads, then k, then v.
-std::vector<int64_t> split_interleaved_qkv(int64_t rows, int32_t heads);
-
 }  // namespace slicellm
