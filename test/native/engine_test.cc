@@ -1,99 +1,14 @@
-// The engine loop on a toy executor: times, reasons, event order, faults. Time is virtual, so every
+// The engine loop on a toy executor: times, reasons, event order. Time is virtual, so every
 // expected number is worked out by hand: a step takes 10 ms + 1 ms a token.
 #include <atomic>
 #include <cmath>
-#include <functional>
-#include <mutex>
-#include <thread>
 
-#include "check.h"
-#include "toy_engine.h"
+#include "script_rig.h"
 
 using namespace slicellm;
-using test::throws;
+using test::ids, test::make_task, test::Rig, test::run_all, test::ScriptPolicy, test::throws;
 
 namespace {
-
-// Runs a function as its plan.
-class ScriptPolicy : public Policy {
- public:
-  explicit ScriptPolicy(std::function<StepPlan(const View&)> plan) : plan_(std::move(plan)) {}
-  std::string name() const override { return "script"; }
-  void on(const TaskEvent& event, const View& view) override {
-    const TaskView& task = view.tasks[event.slot];
-    log.push_back((event.kind == TaskEventKind::arrive ? "arrive " : "finish ") +
-                  std::to_string(task.id) + " " + to_string(task.ended));
-    if (event.kind == TaskEventKind::finish) {
-      CHECK(task.kv == KvState::none && task.blocks == 0);
-      for (int32_t slot : view.live) CHECK(slot != event.slot);
-    }
-  }
-  StepPlan plan(const View& view) override { return plan_(view); }
-  void commit(const StepPlan&, const StepOutcome& outcome, const View& view) override {
-    log.push_back("commit " + std::to_string(outcome.token_slots.size()));
-    for (int32_t slot : outcome.token_slots) CHECK(view.tasks[slot].id > 0);
-  }
-  std::string inspect() const override { return "{\"calls\":" + std::to_string(log.size()) + "}"; }
-  std::vector<std::string> log;
-
- private:
-  std::function<StepPlan(const View&)> plan_;
-};
-
-// Whole prompts as they come, and everything decodes.
-StepPlan run_all(const View& view) {
-  StepPlan plan;
-  for (int32_t slot : view.live) {
-    const TaskView& task = view.tasks[slot];
-    if (task.ready_to_decode()) {
-      plan.decode.push_back(slot);
-    } else {
-      plan.prefill.push_back({slot, task.pending()});
-    }
-  }
-  return plan;
-}
-
-struct Rig {
-  explicit Rig(std::function<StepPlan(const View&)> plan = run_all, EngineOptions options = {},
-               int32_t blocks = 32, int32_t host_blocks = 16) {
-    executor = std::make_shared<test::ToyExecutor>(blocks, host_blocks, 4);
-    clock = make_virtual_clock();
-    auto owned = std::make_unique<ScriptPolicy>(std::move(plan));
-    policy = owned.get();
-    engine = Engine::make(executor, std::move(owned), test::toy_latency(), clock, options);
-  }
-  std::string events() {
-    std::string text;
-    for (const LogEvent& e : engine->drain_events()) {
-      char line[64];
-      std::snprintf(line, sizeof line, "%g %lld %s %d\n", std::round(e.t * 1e6) / 1e3,
-                    static_cast<long long>(e.task), to_string(e.kind),
-                    e.kind == EventKind::token ? 0 : e.value);
-      text += line;
-    }
-    return text;
-  }
-  std::shared_ptr<test::ToyExecutor> executor;
-  std::shared_ptr<Clock> clock;
-  ScriptPolicy* policy;
-  std::unique_ptr<Engine> engine;
-};
-
-TaskSpec make_task(std::vector<int32_t> prompt, int32_t max_tokens,
-                   std::optional<double> arrival = std::nullopt) {
-  TaskSpec task;
-  task.prompt = std::move(prompt);
-  task.max_tokens = max_tokens;
-  task.arrival = arrival;
-  return task;
-}
-
-std::vector<int32_t> ids(const TaskResult& result) {
-  std::vector<int32_t> all;
-  for (const Token& token : result.tokens) all.push_back(token.id);
-  return all;
-}
 
 constexpr const char* kTwoTasks =
     "0 1 arrive 0\n"
@@ -329,158 +244,6 @@ void test_endings_of_the_policy() {
   rig.engine->check_integrity();
 }
 
-// Cancelling a task in each state that it can be in gives back what it holds.
-void test_cancel() {
-  std::mutex mutex;  // held while the test looks; the policy waits for it
-  std::atomic<int> mode{0};
-  Rig rig([&](const View& view) {
-    std::lock_guard lock(mutex);
-    StepPlan plan;
-    const int32_t slot = view.live.front();
-    const TaskView& task = view.tasks[slot];
-    if (mode == 1 && task.kv == KvState::none) plan.prefill = {{slot, 2}};
-    if (mode == 2 && task.kv == KvState::none) plan.prefill = {{slot, task.pending()}};
-    if (mode == 2 && task.kv == KvState::device) plan.kv = {{KvActionKind::swap_out, slot}};
-    if (plan.empty()) plan.wake_at = view.now + 1e-3;
-    return plan;
-  });
-  auto cancel = [&](int how, KvState expected, double arrival) {
-    mode = how;
-    auto handle = rig.engine->submit(make_task({1, 2, 3, 4, 5}, 9, arrival));
-    for (int i = 0; i < 10000; ++i) {
-      const EngineStats stats = rig.engine->stats();
-      const bool device = stats.free_blocks < stats.total_blocks;
-      const bool host = stats.free_host_blocks < stats.total_host_blocks;
-      if (expected == KvState::none || (expected == KvState::host ? host : device)) break;
-      std::this_thread::yield();
-    }
-    CHECK(rig.engine->cancel(handle->id()));
-    const TaskResult r = handle->wait(10);
-    CHECK(r.reason == FinishReason::cancelled && handle->done());
-    CHECK(!rig.engine->cancel(handle->id()));
-    rig.engine->check_integrity();
-    const EngineStats stats = rig.engine->stats();
-    CHECK(stats.live == 0 && stats.free_blocks == 32 && stats.free_host_blocks == 16);
-  };
-  cancel(0, KvState::none, 0);    // waiting
-  cancel(1, KvState::device, 0);  // in the middle of its prefill
-  cancel(2, KvState::host, 0);    // swapped out
-  CHECK(!rig.engine->cancel(12345));
-  CHECK(rig.engine->wait_idle(0));
-
-  // Before it arrives. Real time, or the idle clock would jump to the arrival.
-  auto engine = Engine::make(rig.executor, std::make_unique<ScriptPolicy>(run_all),
-                             test::toy_latency(), make_steady_clock(), {});
-  auto handle = engine->submit(make_task({1}, 1, 1000.0));
-  CHECK(!engine->wait_idle(0.01));
-  CHECK(throws(ErrorKind::state, "task 1", [&] { handle->wait(0.01); }));
-  CHECK(handle->take(0).reason == FinishReason::none);
-  CHECK(engine->cancel(handle->id()));
-  CHECK(handle->wait(10).reason == FinishReason::cancelled);
-  CHECK(engine->wait_idle(10));
-}
-
-void expect_death(Rig& rig, const std::string& sentence) {
-  auto a = rig.engine->submit(make_task({1, 2, 3}, 50));
-  std::shared_ptr<TaskHandle> b;
-  try {
-    b = rig.engine->submit(make_task({4}, 50, 1e6));  // scheduled far ahead
-  } catch (const Error&) {                            // the engine was quick
-  }
-  for (const auto& handle : {a, b}) {
-    if (!handle) continue;
-    const TaskResult r = handle->wait(10);
-    CHECK(r.reason == FinishReason::error);
-    CHECK_MESSAGE(r.error.find(sentence) != r.error.npos, r.error);
-  }
-  CHECK(throws(ErrorKind::state, "engine", [&] { rig.engine->submit(make_task({1}, 1)); }));
-  CHECK(throws(ErrorKind::state, "engine", [&] { rig.engine->wait_idle(10); }));
-  CHECK(throws(ErrorKind::state, "engine", [&] { rig.engine->inspect_policy(); }));
-  CHECK(throws(ErrorKind::state, "engine", [&] { rig.engine->check_integrity(); }));
-  CHECK(!rig.engine->cancel(a->id()));
-  CHECK(rig.engine->stats().live == 0);
-  CHECK(rig.engine->stats().free_blocks == rig.engine->stats().total_blocks);
-  CHECK(rig.events().find(" 1 finish 6\n") != std::string::npos);
-  rig.engine->close();
-}
-
-void test_faults() {
-  {
-    Rig rig([](const View& view) -> StepPlan {
-      if (view.now > 0.05) throw std::runtime_error("the policy's own words");
-      return run_all(view);
-    });
-    expect_death(rig, "the policy's own words");
-  }
-  {
-    Rig rig;
-    rig.executor->fail_at = 3;
-    expect_death(rig, "toy memory: got none, expected some");
-  }
-  {
-    Rig rig([](const View& view) {
-      StepPlan plan = run_all(view);
-      plan.decode.push_back(77);
-      return plan;
-    });
-    expect_death(rig, "slot 77");
-  }
-  {
-    Rig rig([](const View&) { return StepPlan(); });  // would wait for ever
-    expect_death(rig, "wake_at");
-  }
-  {  // broken logits end their task only
-    Rig rig;
-    rig.executor->invalid_token = test::toy_output({5, 6}, 3)[2];
-    auto broken = rig.engine->submit(make_task({5, 6}, 9));
-    auto sound = rig.engine->submit(make_task({1, 2}, 9));
-    const TaskResult r = broken->wait(10);
-    CHECK(r.reason == FinishReason::error && r.tokens.size() == 2);
-    CHECK(r.error == "logits: got NaN or infinity, expected finite numbers");
-    CHECK(sound->wait(10).reason == FinishReason::length);
-    rig.engine->check_integrity();
-  }
-}
-
-void test_close() {
-  Rig rig([](const View& view) {
-    StepPlan plan;
-    plan.wake_at = view.now + 1e-3;
-    return plan;
-  });
-  auto handle = rig.engine->submit(make_task({1}, 1));
-  rig.engine->close();
-  rig.engine->close();
-  CHECK(handle->wait(0).reason == FinishReason::cancelled);
-  CHECK(throws(ErrorKind::state, "engine", [&] { rig.engine->submit(make_task({1}, 1)); }));
-  CHECK(throws(ErrorKind::state, "engine", [&] { rig.engine->inspect_policy(); }));
-  rig.engine.reset();
-  CHECK(handle->take(0).reason == FinishReason::cancelled);  // a handle outlives its engine
-}
-
-void test_border() {
-  EngineOptions options;
-  options.vocab = 10;
-  Rig rig(run_all, options);
-  CHECK(throws(ErrorKind::invalid_argument, "prompt", [&] {
-    rig.engine->submit(make_task({1, 10}, 1));
-  }));
-  CHECK(throws(ErrorKind::invalid_argument, "max_tokens",
-               [&] { rig.engine->submit(make_task({1}, 0)); }));
-  CHECK(rig.engine->stats().submitted == 0);
-  auto bad = [](const char* field, auto change) {
-    EngineOptions o;
-    change(o);
-    CHECK(throws(ErrorKind::invalid_argument, field, [&] { Rig r(run_all, o); }));
-  };
-  bad("max_rows", [](EngineOptions& o) { o.max_rows = 0; });
-  bad("max_step_tokens", [](EngineOptions& o) { o.max_step_tokens = o.max_rows - 1; });
-  bad("max_context", [](EngineOptions& o) { o.max_context = -1; });
-  bad("max_queue", [](EngineOptions& o) { o.max_queue = 0; });
-  CHECK(throws(ErrorKind::invalid_argument, "engine",
-               [] { Engine::make(nullptr, nullptr, nullptr, nullptr, {}); }));
-}
-
 // Classes keep their numbers; the live list is by arrival, however tasks come in.
 void test_view() {
   std::vector<std::pair<double, int32_t>> seen;
@@ -568,10 +331,6 @@ int main() {
   test_rejected();
   test_preemption();
   test_endings_of_the_policy();
-  test_cancel();
-  test_faults();
-  test_close();
-  test_border();
   test_view();
   return test::check_result();
 }
