@@ -204,24 +204,40 @@ class LatencyModel:
     @staticmethod
     def from_json(text: str) -> LatencyModel: ...
     @staticmethod
-    def from_decode_table(milliseconds: Sequence[float], prefill_ms: float = 20.0,
-                          prefill_ms_per_token: float = 0.4) -> LatencyModel: ...
+    def from_decode_table(
+        milliseconds: Sequence[float], prefill_ms: float = 20.0, prefill_ms_per_token: float = 0.4
+    ) -> LatencyModel: ...
     # samples: (tokens, rows, context, chunk_work, swap_bytes, prefill_tokens, ms)
     @staticmethod
-    def fit(samples: Sequence[tuple[int, int, float, float, float, int, float]],
-            provenance: str = "") -> LatencyModel: ...
+    def fit(
+        samples: Sequence[tuple[int, int, float, float, float, int, float]], provenance: str = ""
+    ) -> LatencyModel: ...
     def to_json(self) -> str: ...
     def decode_step_ms(self, rows: int, mean_context: float = 0.0) -> float: ...
-    def predict_ms(self, tokens: int, rows: int, context: float = 0.0, chunk_work: float = 0.0,
-                   swap_bytes: float = 0.0,
-                   prefill_tokens: int = 0) -> tuple[float, float]: ...  # median, quantile
-    def observe(self, ms: float, tokens: int, rows: int, context: float = 0.0,
-                chunk_work: float = 0.0, swap_bytes: float = 0.0,
-                prefill_tokens: int = 0) -> None: ...
+    def predict_ms(
+        self,
+        tokens: int,
+        rows: int,
+        context: float = 0.0,
+        chunk_work: float = 0.0,
+        swap_bytes: float = 0.0,
+        prefill_tokens: int = 0,
+    ) -> tuple[float, float]: ...  # median, quantile
+    def observe(
+        self,
+        ms: float,
+        tokens: int,
+        rows: int,
+        context: float = 0.0,
+        chunk_work: float = 0.0,
+        swap_bytes: float = 0.0,
+        prefill_tokens: int = 0,
+    ) -> None: ...
 
 # Measures this model on this machine: decode batches, contexts and prefill chunks.
-def calibrate(model: Model, seconds: float = 10.0,
-              progress: Callable[[int, int], None] | None = None) -> LatencyModel: ...
+def calibrate(
+    model: Model, seconds: float = 10.0, progress: Callable[[int, int], None] | None = None
+) -> LatencyModel: ...
 
 # ---- policies (bind_policy.cc, bind_mask_matrix.cc) ---------------------------------------------
 class TaskView:
@@ -407,23 +423,33 @@ class Engine:
     def check_integrity(self) -> None: ...
 
 # ---- simulation (bind_simulation.cc) ------------------------------------------------------------
-def simulate(policy: str | Policy, truth: LatencyModel, belief: LatencyModel,
-             # name, ttft_ms, tpot_ms, deadline_ms, utility
-             classes: Sequence[tuple[str, float | None, float | None, float | None, float]],
-             # arrival (s, ascending), prompt_tokens, output_tokens (true; 0 = max_tokens),
-             # max_tokens, class_id: one entry a task
-             tasks: Mapping[str, npt.ArrayLike],
-             *,
-             blocks: int = 4096, host_blocks: int | None = None, block_tokens: int = 16,
-             bytes_per_token: int = 4, jitter: float = 0.0, seed: int = 0,
-             max_rows: int = 64, max_step_tokens: int = 2048, max_context: int = 0,
-             prefill_divisible: bool = True,
-             in_flight: int = 0,  # > 0: closed loop
-             record_events: bool = False,
-             percentiles: Sequence[float] = (50, 99),
-             instances: int = 1,  # engines, each with `policy` (a text) and seed + its number
-             dispatch: str = "round_robin",  # see list_dispatchers
-             progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+def simulate(
+    policy: str | Policy,
+    truth: LatencyModel,
+    belief: LatencyModel,
+    # name, ttft_ms, tpot_ms, deadline_ms, utility
+    classes: Sequence[tuple[str, float | None, float | None, float | None, float]],
+    # arrival (s, ascending), prompt_tokens, output_tokens (true; 0 = max_tokens),
+    # max_tokens, class_id: one entry a task
+    tasks: Mapping[str, npt.ArrayLike],
+    *,
+    blocks: int = 4096,
+    host_blocks: int | None = None,
+    block_tokens: int = 16,
+    bytes_per_token: int = 4,
+    jitter: float = 0.0,
+    seed: int = 0,
+    max_rows: int = 64,
+    max_step_tokens: int = 2048,
+    max_context: int = 0,
+    prefill_divisible: bool = True,
+    in_flight: int = 0,  # > 0: closed loop
+    record_events: bool = False,
+    percentiles: Sequence[float] = (50, 99),
+    instances: int = 1,  # engines, each with `policy` (a text) and seed + its number
+    dispatch: str = "round_robin",  # see list_dispatchers
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
     """Runs tasks in virtual time under `policy`, to their end, on the calling thread. A step takes
     what `truth` predicts times exp(jitter * N(0, 1)); the policy is shown `belief`. By task:
     arrival, first_token, last_token, finish, max_gap, max_lateness (s, NaN without tokens), tokens,
