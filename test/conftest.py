@@ -13,6 +13,15 @@ from api_cases import LATENCY
 import slicellm
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="cuda: tests of ops and whole models also run on the GPU (a build with USE_CUDA=ON)",
+    )
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Directory of model files written by other software; tests skip where it is absent."""
