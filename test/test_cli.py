@@ -87,7 +87,7 @@ BAD_LINES = [
     ("ftllm", "run D --dtype int3"),
     ("ftllm", "run D --dtype fp8"),
     ("ftllm", "run D --dtype int4g0"),
-    ("ftllm", "run M --device cuda"),
+    ("ftllm", "run M --device cuda:99"),
     ("ftllm", "run M --device multicuda:0,1"),
     ("ftllm", "run M --atype float16"),
     ("ftllm", "run M --kv_cache_dtype fp8_e4m3"),

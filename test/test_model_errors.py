@@ -248,7 +248,11 @@ def test_forward_arguments(
 @pytest.mark.parametrize(
     "options, kind, field",
     [
-        ({"device": "cuda"}, UNSUPPORTED, "device"),
+        ({"device": "cuda:99"}, UNSUPPORTED, "device"),
+        ({"device": "gpu"}, _core.InvalidArgument, "device"),
+        ({"device": "cuda:"}, _core.InvalidArgument, "device"),
+        ({"device": "cuda:1x"}, _core.InvalidArgument, "device"),
+        ({"device": "cuda:-1"}, _core.InvalidArgument, "device"),
         ({"dtype": "int3"}, _core.InvalidArgument, "dtype"),
         ({"dtype": "fp8"}, UNSUPPORTED, "dtype"),
         ({"activation": "int4"}, _core.InvalidArgument, "activation"),

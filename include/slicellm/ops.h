@@ -23,7 +23,7 @@ namespace slicellm {
 
 // How quantised weights meet activations.
 enum class ActivationType {
-  automatic,  // int8 for int8/int4 weights, float32 for float weights
+  automatic,  // on a CPU int8 for int8/int4 weights, else what the device has
   float32,    // weights decoded to float32, activations untouched
   int8,       // activations quantised per token and group, integer dot products
 };
@@ -130,7 +130,8 @@ class Device {
   virtual std::unique_ptr<EmbeddingTable> embedding(const Weight& table) = 0;
   virtual std::unique_ptr<Activation> allocate(int64_t floats) = 0;
   virtual std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) = 0;
-  virtual size_t free_memory() const = 0;  // bytes that may still be allocated for KV
+  virtual size_t free_memory() const = 0;       // bytes that may still be allocated for KV
+  virtual bool shares_host_memory() const = 0;  // KV pools on the device and host are one memory
 
   // Copies from the first float on between host memory and an activation, after the ops called so
   // far; done on return. The host has no other way to a GPU's activations.
@@ -167,5 +168,13 @@ struct CpuOptions {
 // Throws Error(invalid_argument) for an isa that is unknown or that this CPU lacks, and for a
 // thread count outside 0..1024.
 std::shared_ptr<Device> make_cpu_device(const CpuOptions& options);
+
+// The GPU of this index (CUDA's numbering). Quantised weights always meet 16-bit activations there,
+// whatever ActivationType says. Throws Error(unsupported) in a build without CUDA, without a driver
+// or such a GPU, and for one below compute capability 8.0.
+std::shared_ptr<Device> make_cuda_device(int index);
+
+// "cpu", "cuda" or "cuda:<index>"; `cpu` holds for a CPU alone. Throws Error(invalid_argument).
+std::shared_ptr<Device> make_device(std::string_view name, const CpuOptions& cpu);
 
 }  // namespace slicellm

@@ -27,7 +27,7 @@ class Engine:
         model: a loaded Model, or the path of one.
         policy: a policy's text ("slice", "slice:ratio=0.9", "orca", "fastserve", ...; see
             `slicellm policies`) or a Policy object, which may be written in Python.
-        dtype, threads: as for Model, where `model` is a path.
+        dtype, device, threads: as for Model, where `model` is a path.
         latency: what the policy believes about time; None = this machine's calibration
             (`slicellm.calibration`), measured now if there is none yet.
         kv_cache_bytes: memory for K and V; 0 = from free memory.
@@ -49,6 +49,7 @@ class Engine:
         policy: str | _core.Policy = "slice",
         *,
         dtype: str | None = None,
+        device: str = "cpu",
         threads: int | None = None,
         latency: _core.LatencyModel | None = None,
         kv_cache_bytes: int = 0,
@@ -60,11 +61,11 @@ class Engine:
         record_events: bool = False,
     ) -> None:
         if isinstance(model, Model):
-            if dtype is not None or threads is not None:
+            if dtype is not None or threads is not None or device != "cpu":
                 expected = "none beside a loaded model, which has its own"
-                raise make_error(InvalidArgument, "dtype or threads", "a value", expected)
+                raise make_error(InvalidArgument, "dtype, device or threads", "a value", expected)
         else:
-            model = Model(model, dtype, threads=threads)
+            model = Model(model, dtype, device, threads)
         if isinstance(policy, str):
             _core.make_policy(policy)  # a misspelt name is told before calibrating
         elif not isinstance(policy, _core.Policy):

@@ -9,6 +9,7 @@
 #include "bindings/arguments.h"
 #include "bindings/policy_object.h"
 #include "bindings/records.h"
+#include "cpu/system_memory.h"
 #include "slicellm/engine.h"
 #include "slicellm/error.h"
 #include "slicellm/model.h"
@@ -150,15 +151,26 @@ py::dict wait(PyTaskHandle& handle, double timeout) {
 }
 
 // KV blocks of the device pool when no size is given: half of what is free, shared with the host
-// pool, and no more than all rows at their longest can use.
+// pool where both are one memory, else nine tenths (the rest is for the step's workspace); and no
+// more than all rows at their longest can use.
 int32_t default_blocks(const Model& model, const KvLayout& layout, int64_t host_kv_bytes,
                        const EngineOptions& options) {
-  const double free = static_cast<double>(model.device().free_memory()) / 2;
-  const double budget = host_kv_bytes < 0 ? free / 2 : free - static_cast<double>(host_kv_bytes);
+  const bool shared = model.device().shares_host_memory();
+  const double free = static_cast<double>(model.device().free_memory()) * (shared ? 0.5 : 0.9);
+  double budget = free;
+  if (shared) budget = host_kv_bytes < 0 ? free / 2 : free - static_cast<double>(host_kv_bytes);
   const double fits = std::max(0.0, budget / static_cast<double>(layout.block_bytes()));
   const double useful =
       static_cast<double>(options.max_rows) * (options.max_context / layout.block_tokens + 1);
   return static_cast<int32_t>(std::min({fits, useful, static_cast<double>(kInt32Max)}));
+}
+
+// KV blocks of the host pool when no size is given: as many as on the device, within half of the
+// host's free memory where that is another one.
+int64_t default_host_blocks(const Model& model, int64_t block_bytes, int64_t device_blocks) {
+  if (model.device().shares_host_memory()) return device_blocks;
+  const auto free = static_cast<int64_t>(cpu::available_memory());
+  return std::min(device_blocks, free / 2 / block_bytes);
 }
 
 // The engine as Python holds it: it may go away while its loop waits for the GIL.
@@ -172,7 +184,8 @@ class PyEngine {
     const int64_t block_bytes = static_cast<int64_t>(layout.block_bytes());
     int64_t blocks = kv_cache_bytes / block_bytes;
     if (kv_cache_bytes == 0) blocks = default_blocks(*model, layout, host_kv_bytes, options);
-    const int64_t host_blocks = host_kv_bytes < 0 ? blocks : host_kv_bytes / block_bytes;
+    int64_t host_blocks = host_kv_bytes / block_bytes;
+    if (host_kv_bytes < 0) host_blocks = default_host_blocks(*model, block_bytes, blocks);
     if (blocks < 1 || blocks > kInt32Max || host_blocks > kInt32Max) {
       throw Error(ErrorKind::invalid_argument, "kv_cache_bytes",
                   std::to_string(kv_cache_bytes) + " (" + std::to_string(blocks) + " blocks)",

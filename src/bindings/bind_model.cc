@@ -63,9 +63,6 @@ std::shared_ptr<Model> load(const std::string& path, const std::string& dtype,
                             const std::string& device, int threads, const std::string& activation,
                             const std::string& kv_cache_dtype, const std::string& isa,
                             const std::optional<ProgressCallback>& progress) {
-  if (device != "cpu") {
-    throw Error(ErrorKind::unsupported, "device", "\"" + device + "\"", "\"cpu\"");
-  }
   ModelOptions options;
   options.dtype_auto = dtype == "auto";
   if (!options.dtype_auto) options.dtype = parse_dtype(dtype);
@@ -82,7 +79,7 @@ std::shared_ptr<Model> load(const std::string& path, const std::string& dtype,
   cpu.threads = threads;
   cpu.isa = isa;
   py::gil_scoped_release release;
-  return Model::load(path, make_cpu_device(cpu), options);
+  return Model::load(path, make_device(device, cpu), options);
 }
 
 // The sizes of the steps that `count` tokens are fed in.

@@ -28,6 +28,7 @@ class CpuDevice : public Device {
   std::unique_ptr<Activation> allocate(int64_t floats) override;
   std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) override;
   size_t free_memory() const override;
+  bool shares_host_memory() const override { return true; }
 
   void read(const Activation& from, std::span<float> to) override;
   void write(std::span<const float> from, Activation& to) override;

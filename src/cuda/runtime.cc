@@ -50,6 +50,7 @@ DeviceInfo device_info(int device) {
   info.memory = properties.totalGlobalMem;
   info.shared_per_block = properties.sharedMemPerBlockOptin;
   info.l2_bytes = static_cast<size_t>(properties.l2CacheSize);
+  info.integrated = properties.integrated != 0;
   return info;
 }
 

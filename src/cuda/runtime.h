@@ -25,6 +25,7 @@ struct DeviceInfo {
   size_t memory = 0;            // bytes in all
   size_t shared_per_block = 0;  // bytes a block may ask for
   size_t l2_bytes = 0;
+  bool integrated = false;  // shares the host's memory
 };
 DeviceInfo device_info(int device);
 

@@ -133,7 +133,10 @@ def add_model_flags(parser: argparse._ActionsContainer, kv_cache: bool = True) -
         "int4gN with N columns a group (default auto: float16)",
     )
     parser.add_argument(
-        "--device", default="cpu", metavar="DEVICE", help="where to run: cpu (the default)"
+        "--device",
+        default="cpu",
+        metavar="DEVICE",
+        help="where to run: cpu (the default), cuda or cuda:N",
     )
     parser.add_argument(
         "--atype",

@@ -32,16 +32,18 @@ def _no_effect(names: str, reason: str, default: str = "", is_switch: bool = Fal
 
 
 _NO_MOE = "mixture-of-experts models are not supported yet"
-_NO_GPU = "this version runs on the CPU only"
+_ONE_GPU = "a model runs on one device"
+_ALL_ON_GPU = "with --device cuda the whole model is on the GPU"
+_KV_LIMIT = "--kv_cache_limit says how much memory keys and values take"
 _NO_SPECULATION = "speculative decoding is not supported yet"
 _NO_PREFIX_CACHE = "a prefix cache is not supported yet"
 
 MODEL_FLAGS = (
     _no_effect("-l --low", "weights are memory-mapped and packed once in any case", "", True),
-    _no_effect("--cuda_embedding", _NO_GPU, "", True),
-    _no_effect("--cuda_shared_expert --cuda_se", _NO_GPU, "true"),
-    _no_effect("--gpu_mem_ratio", _NO_GPU, "0.9"),
-    _no_effect("--cuda_slab", _NO_GPU, "0"),
+    _no_effect("--cuda_embedding", _ALL_ON_GPU, "", True),
+    _no_effect("--cuda_shared_expert --cuda_se", _ALL_ON_GPU, "true"),
+    _no_effect("--gpu_mem_ratio", _KV_LIMIT, "0.9"),
+    _no_effect("--cuda_slab", _ALL_ON_GPU, "0"),
     _no_effect("--enable_amx --amx", "kernels are chosen by the CPU's features", "false"),
     _no_effect("--page_size", "KV blocks hold 16 tokens", "-1"),
     _no_effect("--moe_dtype", "the models that load here have no expert layers"),
@@ -49,8 +51,8 @@ MODEL_FLAGS = (
     _refused("--moe_device", _NO_MOE),
     _refused("--moe_device_layers", _NO_MOE, "-1"),
     _refused("--moe_experts", _NO_MOE, "-1"),
-    _refused("--tp", _NO_GPU),
-    _refused("--triton", _NO_GPU, "", True),
+    _refused("--tp", _ONE_GPU),
+    _refused("--triton", "kernels are our own", "", True),
     _refused("--cache_history", _NO_PREFIX_CACHE),
     _refused("--cache_fast", _NO_PREFIX_CACHE),
     _refused("--prefix_cache", _NO_PREFIX_CACHE, "false"),

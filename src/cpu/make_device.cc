@@ -1,0 +1,23 @@
+#include <charconv>
+#include <string>
+
+#include "slicellm/error.h"
+#include "slicellm/ops.h"
+
+namespace slicellm {
+
+std::shared_ptr<Device> make_device(std::string_view name, const CpuOptions& cpu) {
+  if (name == "cpu") return make_cpu_device(cpu);
+  if (name == "cuda") return make_cuda_device(0);
+  constexpr std::string_view prefix = "cuda:";
+  if (name.starts_with(prefix)) {
+    int index = 0;
+    const char* end = name.data() + name.size();
+    const auto [last, error] = std::from_chars(name.data() + prefix.size(), end, index);
+    if (error == std::errc() && last == end && index >= 0) return make_cuda_device(index);
+  }
+  throw Error(ErrorKind::invalid_argument, "device", '"' + std::string(name) + '"',
+              "cpu, cuda or cuda:<number>");
+}
+
+}  // namespace slicellm
