@@ -41,7 +41,7 @@ enum class WeightKind : uint8_t { int4, int8, float16, bfloat16 };
 constexpr int kTileRows = 16;
 constexpr int kUnitColumns = 64;
 constexpr int kBlockColumns = 32;  // groups are one or 2^n of these, or the whole row
-constexpr int kUnitBlocks = kUnitColumns / kBlockColumns;
+constexpr int kBlocksPerUnit = kUnitColumns / kBlockColumns;
 constexpr int kMaxSlices = 8;
 
 struct LinearLayout {

@@ -17,7 +17,7 @@ struct NarrowShape {
   static constexpr int kDepth = 8 / Weights::kLoads;                    // units in flight
   static constexpr int kTokenDepth = kDepth < 4 / kTokenTiles ? kDepth  // units of tokens in flight
                                                               : 4 / kTokenTiles;
-  static constexpr int kGroups = kDepth * kUnitBlocks;  // most groups that kDepth units touch
+  static constexpr int kGroups = kDepth * kBlocksPerUnit;  // most groups that kDepth units touch
   static constexpr int kTokens = 8 * kTokenTiles;
   // Shared memory: sums of the warps, then each warp's scales and offsets, double-buffered.
   static constexpr int kSums = kNarrowWarps * kTokens * kTileRows;                       // floats
@@ -50,8 +50,8 @@ class NarrowScales {
 
   // Starts the copies for units from `unit` on into buffer `buffer`; a group of cp.async.
   __device__ void fetch(int unit, int buffer) {
-    const int first = unit * kUnitBlocks >> shift_;
-    const int last = ((unit + Shape::kDepth) * kUnitBlocks - 1) >> shift_;
+    const int first = unit * kBlocksPerUnit >> shift_;
+    const int last = ((unit + Shape::kDepth) * kBlocksPerUnit - 1) >> shift_;
     const int pieces = ((last < groups_ ? last + 1 : groups_) - first) * 4;  // of 16 bytes
     uint2* to = shared_ + buffer * kBuffer;
     for (int i = lane_; i < pieces; i += 32) {
@@ -65,7 +65,7 @@ class NarrowScales {
 
   // Turns to those fetched for units from `unit` on.
   __device__ void select(int unit, int buffer, int g) {
-    const int block = unit * kUnitBlocks;
+    const int block = unit * kBlocksPerUnit;
     phase_ = block - (block >> shift_ << shift_);
     selected_ = shared_ + buffer * kBuffer + g;
   }
@@ -123,19 +123,19 @@ __global__ void __launch_bounds__(kNarrowWarps * 32, 2) narrow_linear(LinearArgu
   // Tokens beyond n stay zero.
   const auto* input = static_cast<const typename Weights::Element*>(args.input);
   const uint4* tokens[kTokenTiles];
-  uint4 x[kTokenDepth][kTokenTiles][kUnitBlocks] = {};
+  uint4 x[kTokenDepth][kTokenTiles][kBlocksPerUnit] = {};
 #pragma unroll
   for (int j = 0; j < kTokenTiles; ++j) {
     tokens[j] = reinterpret_cast<const uint4*>(
         input + static_cast<int64_t>(8 * j + g) * args.width + begin * kUnitColumns + 8 * t);
   }
   // `ahead` units from where `tokens` points.
-  const auto load_tokens = [&](int ahead, uint4(&to)[kTokenTiles][kUnitBlocks]) {
+  const auto load_tokens = [&](int ahead, uint4(&to)[kTokenTiles][kBlocksPerUnit]) {
 #pragma unroll
     for (int j = 0; j < kTokenTiles; ++j) {
       if (8 * j + g >= args.n) continue;
 #pragma unroll
-      for (int b = 0; b < kUnitBlocks; ++b) to[j][b] = __ldg(tokens[j] + ahead * 8 + b * 4);
+      for (int b = 0; b < kBlocksPerUnit; ++b) to[j][b] = __ldg(tokens[j] + ahead * 8 + b * 4);
     }
   };
 #pragma unroll
@@ -155,16 +155,16 @@ __global__ void __launch_bounds__(kNarrowWarps * 32, 2) narrow_linear(LinearArgu
     for (int i = 0; i < kDepth; ++i) {
       const int unit = first + i;
       if (unit >= count) break;
-      uint32_t a[kUnitBlocks][2][4];
+      uint32_t a[kBlocksPerUnit][2][4];
 #pragma unroll
-      for (int b = 0; b < kUnitBlocks; ++b) {
+      for (int b = 0; b < kBlocksPerUnit; ++b) {
         GroupScales group{};
-        if (Weights::kScaled) group = scales.get(i * kUnitBlocks + b);
+        if (Weights::kScaled) group = scales.get(i * kBlocksPerUnit + b);
         Weights::decode(units[i], b, group, a[b]);
       }
-      uint4(&token_unit)[kTokenTiles][kUnitBlocks] = x[i % kTokenDepth];
+      uint4(&token_unit)[kTokenTiles][kBlocksPerUnit] = x[i % kTokenDepth];
 #pragma unroll
-      for (int b = 0; b < kUnitBlocks; ++b) {
+      for (int b = 0; b < kBlocksPerUnit; ++b) {
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
 #pragma unroll

@@ -25,7 +25,7 @@ struct WideShape {
   // tokens, and the scales and offsets of its two blocks.
   static constexpr int kWeightPieces = kWideTiles * Weights::kLoads * 32;
   static constexpr int kTokenPieces = kBlockTokens * 8;
-  static constexpr int kScalePieces = Weights::kScaled ? kUnitBlocks * kWideTiles * 4 : 0;
+  static constexpr int kScalePieces = Weights::kScaled ? kBlocksPerUnit * kWideTiles * 4 : 0;
   static constexpr int kStagePieces = kWeightPieces + kTokenPieces + 2 * kScalePieces;
   static constexpr int kFitting = 98304 / (kStagePieces * 16);  // a block has 99 KiB on any GPU
   static constexpr int kStages = kFitting < 8 ? kFitting : 8;
@@ -70,7 +70,7 @@ __device__ void fetch_stage(const LinearArguments& args, int unit, uint4* stage)
   if (Weights::kScaled && warp < (args.offsets == nullptr ? 2 : 4)) {
     // [scales, offsets][block][tile][4 pieces]
     const uint2* table = warp < 2 ? args.scales : args.offsets;
-    const int group = (unit * kUnitBlocks + warp % 2) >> args.group_shift;
+    const int group = (unit * kBlocksPerUnit + warp % 2) >> args.group_shift;
     const int scale_tile = blockIdx.y * kWideTiles + lane / 4;
     const int64_t known = scale_tile < args.tiles ? scale_tile : 0;
     cp_async_16(stage + warp * 32 + lane, table + (known * args.groups + group) * 8 + lane % 4 * 2,
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kWideWarps * 32, kBlockTokens == 128 ? 1 : 2)
     const uint4* tokens = shared + now * Shape::kStagePieces + Shape::kWeightPieces;
     const uint2* scales = reinterpret_cast<const uint2*>(tokens + Shape::kTokenPieces) + g;
 #pragma unroll
-    for (int b = 0; b < kUnitBlocks; ++b) {
+    for (int b = 0; b < kBlocksPerUnit; ++b) {
       uint4 x[Shape::kTokenTiles];
 #pragma unroll
       for (int j = 0; j < Shape::kTokenTiles; ++j) {
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kWideWarps * 32, kBlockTokens == 128 ? 1 : 2)
         GroupScales group{};
         if (Weights::kScaled) {
           group.scales = scales[(b * kWideTiles + tile) * 8];
-          group.offsets = scales[((kUnitBlocks + b) * kWideTiles + tile) * 8];
+          group.offsets = scales[((kBlocksPerUnit + b) * kWideTiles + tile) * 8];
         }
         uint32_t a[2][4];
         Weights::decode(packed, b, group, a);

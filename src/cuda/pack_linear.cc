@@ -128,7 +128,7 @@ class Packer {
     if (!native) return;
     layout.kind = stack_.dtype() == DType::int4 ? WeightKind::int4 : WeightKind::int8;
     layout.offsets = offsets;
-    const int64_t blocks = int64_t{layout.units} * kUnitBlocks;
+    const int64_t blocks = int64_t{layout.units} * kBlocksPerUnit;
     const int64_t group_blocks =
         stack_.groups() == 1 ? blocks : stack_.group_columns() / kBlockColumns;
     layout.group_shift = std::bit_width(static_cast<uint64_t>(group_blocks - 1));

@@ -94,6 +94,10 @@ inline int __float2int_rz(float x) { return __float2int_rn(std::trunc(x)); }
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>(uint64_t{a} * b >> 32);
 }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  __extension__ typedef unsigned __int128 Wide;
+  return static_cast<unsigned long long>(Wide{a} * b >> 64);
+}
 
 // ---- memory -------------------------------------------------------------------------------------
 template <class T>

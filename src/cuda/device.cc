@@ -1,0 +1,319 @@
+#include "cuda/device.h"
+
+#include <algorithm>
+
+#include "cpu/isa.h"
+#include "cuda/kv_storage.h"
+#include "cuda/rope.h"
+#include "slicellm/error.h"
+
+namespace slicellm::cuda {
+namespace {
+
+class CudaActivation final : public Activation {
+ public:
+  explicit CudaActivation(int64_t floats)
+      : floats_(floats), memory_(sizeof(float) * static_cast<size_t>(floats), "activations") {}
+  float* data() override { return memory_.get<float>(); }
+  int64_t capacity() const override { return floats_; }
+
+ private:
+  int64_t floats_;
+  DeviceBuffer memory_;
+};
+
+// Copies an array to the device before it returns.
+DeviceBuffer upload(const Stream& stream, const void* data, size_t bytes, const char* field) {
+  DeviceBuffer buffer(bytes, field);
+  stream.copy(buffer.get(), data, bytes, cudaMemcpyHostToDevice);
+  stream.synchronize();
+  return buffer;
+}
+
+DeviceBuffer upload(const Stream& stream, const std::vector<float>& values) {
+  return upload(stream, values.data(), values.size() * sizeof(float), "weights");
+}
+
+class CudaLinear final : public PackedLinear {
+ public:
+  CudaLinear(const Stream& stream, const HostLinear& host)
+      : layout_(host.layout),
+        memory_(upload(stream, host.data.data(), host.data.size(), "weights")) {}
+  int64_t in_features() const override { return layout_.in; }
+  int64_t out_features() const override { return layout_.out; }
+  size_t bytes() const override { return layout_.bytes; }
+
+  const LinearLayout& layout() const { return layout_; }
+  const void* data() const { return memory_.get(); }
+  InputType input_type() const {
+    return layout_.kind == WeightKind::bfloat16 ? InputType::bfloat16 : InputType::float16;
+  }
+
+ private:
+  LinearLayout layout_;
+  DeviceBuffer memory_;
+};
+
+class CudaNorm final : public PackedNorm {
+ public:
+  CudaNorm(const Stream& stream, const NormWeights& norm)
+      : width_(static_cast<int64_t>(norm.weight.size())),
+        weight_(upload(stream, norm.weight)),
+        bias_(upload(stream, norm.bias)),
+        norm_{norm.kind, norm.eps, weight_.get<float>(), bias_.get<float>()} {}
+  int64_t width() const override { return width_; }
+  const DeviceNorm& norm() const { return norm_; }
+
+ private:
+  int64_t width_;
+  DeviceBuffer weight_, bias_;
+  DeviceNorm norm_;
+};
+
+class CudaEmbedding final : public EmbeddingTable {
+ public:
+  CudaEmbedding(const Stream& stream, const Weight& table)
+      : rows_(table.rows()),
+        data_(upload(stream, table.data, table.data_bytes, "embedding")),
+        scale_(upload(stream, table.scale)),
+        minimum_(upload(stream, table.minimum)),
+        table_{table.dtype,
+               table.cols(),
+               table.group_size > 0 ? table.group_size : table.cols(),
+               table.groups(),
+               data_.get(),
+               scale_.get<float>(),
+               minimum_.get<float>()} {}
+  int64_t rows() const override { return rows_; }
+  int64_t cols() const override { return table_.cols; }
+  const DeviceTable& table() const { return table_; }
+
+ private:
+  int64_t rows_;
+  DeviceBuffer data_, scale_, minimum_;
+  DeviceTable table_;
+};
+
+const float* data_of(const Activation& activation) {
+  return const_cast<Activation&>(activation).data();
+}
+
+void check_span(const Activation& activation, size_t floats) {
+  if (static_cast<int64_t>(floats) <= activation.capacity()) return;
+  throw Error(ErrorKind::invalid_argument, "floats", std::to_string(floats),
+              "at most the activation's " + std::to_string(activation.capacity()));
+}
+
+// Which GPU; throws where there is none of this index.
+int checked_index(int index) {
+  std::string why;
+  const int count = device_count(&why);
+  if (index >= 0 && index < count) return index;
+  throw Error(ErrorKind::unsupported, "device", "\"cuda:" + std::to_string(index) + '"',
+              count == 0 ? "a machine with a usable NVIDIA GPU: " + (why.empty() ? "none" : why)
+                         : "one of its " + std::to_string(count) + " GPUs, from cuda:0 on");
+}
+
+DeviceInfo checked_info(int index) {
+  DeviceInfo info = device_info(index);
+  if (info.major >= 8) return info;
+  throw Error(ErrorKind::unsupported, "device",
+              info.name + " (sm_" + std::to_string(info.major) + std::to_string(info.minor) + ")",
+              "a GPU of compute capability 8.0 or newer");
+}
+
+}  // namespace
+
+CudaDevice::Selected::Selected(int wanted) : index(checked_index(wanted)) {
+  SLICELLM_CUDA_CHECK(cudaSetDevice(index));
+}
+
+CudaDevice::CudaDevice(int index)
+    : selected_(index),
+      info_(checked_info(index)),
+      threads_(cpu::usable_cores()),
+      staging_(stream_),
+      linear_sums_(linear_workspace_bytes(info_.multiprocessors), "workspace") {}
+
+void CudaDevice::select() const { SLICELLM_CUDA_CHECK(cudaSetDevice(selected_.index)); }
+
+std::string CudaDevice::describe() const {
+  return info_.name + " (cuda:" + std::to_string(selected_.index) + ", sm_" +
+         std::to_string(info_.major) + std::to_string(info_.minor) + ")";
+}
+
+std::unique_ptr<PackedLinear> CudaDevice::pack(std::span<const Weight> matrices,
+                                               std::span<const std::vector<float>> biases,
+                                               ActivationType /*activation*/, bool gated) {
+  select();
+  return std::make_unique<CudaLinear>(stream_, pack_linear(matrices, biases, gated, threads_));
+}
+
+std::unique_ptr<PackedNorm> CudaDevice::pack_norm(const NormWeights& norm) {
+  select();
+  return std::make_unique<CudaNorm>(stream_, norm);
+}
+
+std::unique_ptr<PackedRope> CudaDevice::pack_rope(std::shared_ptr<const RopeTable> table) {
+  select();
+  return std::make_unique<CudaRope>(stream_, *table);
+}
+
+std::unique_ptr<EmbeddingTable> CudaDevice::embedding(const Weight& table) {
+  select();
+  return std::make_unique<CudaEmbedding>(stream_, table);
+}
+
+std::unique_ptr<Activation> CudaDevice::allocate(int64_t floats) {
+  select();
+  return std::make_unique<CudaActivation>(floats);
+}
+
+std::unique_ptr<KvStorage> CudaDevice::allocate_kv(const KvLayout& layout, int32_t blocks) {
+  select();
+  return std::make_unique<CudaKvStorage>(layout, blocks, stream_);
+}
+
+size_t CudaDevice::free_memory() const {
+  select();
+  size_t free = 0, total = 0;
+  SLICELLM_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return free;
+}
+
+void CudaDevice::read(const Activation& from, std::span<float> to) {
+  check_span(from, to.size());
+  select();
+  stream_.copy(to.data(), data_of(from), to.size_bytes(), cudaMemcpyDeviceToHost);
+  stream_.synchronize();
+}
+
+void CudaDevice::write(std::span<const float> from, Activation& to) {
+  check_span(to, from.size());
+  select();
+  stream_.copy(to.data(), from.data(), from.size_bytes(), cudaMemcpyHostToDevice);
+  stream_.synchronize();
+}
+
+void CudaDevice::begin_step(const Batch& /*batch*/) {
+  select();
+  staging_.begin();
+  plans_.clear();
+}
+
+void CudaDevice::embed(std::span<const int32_t> tokens, const EmbeddingTable& table,
+                       Activation& x) {
+  for (const int32_t id : tokens) {
+    if (id < 0 || id >= table.rows()) {
+      throw Error(ErrorKind::invalid_argument, "token", std::to_string(id),
+                  "an id from 0 to " + std::to_string(table.rows() - 1));
+    }
+  }
+  select();
+  const int32_t* ids = staging_.put(tokens);
+  staging_.flush();
+  embed_rows(stream_, dynamic_cast<const CudaEmbedding&>(table).table(), ids,
+             static_cast<int64_t>(tokens.size()), x.data());
+}
+
+void CudaDevice::run(const RowInput& input, const PackedNorm* norm, float* normed,
+                     const PackedLinear& linear, Epilogue epilogue, float alpha, Activation& out) {
+  select();
+  const auto& packed = dynamic_cast<const CudaLinear&>(linear);
+  const int64_t stride = packed.layout().input_width();
+  linear_input_.reserve(sizeof(uint16_t) * static_cast<size_t>(input.n * stride), "workspace");
+  const RowOutput rounded{packed.input_type(), linear_input_.get(), stride};
+  if (norm != nullptr) {
+    norm_rows(stream_, input, dynamic_cast<const CudaNorm&>(*norm).norm(), normed, rounded);
+  } else {
+    convert_rows(stream_, input, rounded);
+  }
+  const LinearWorkspace workspace{linear_sums_.get<float>(), info_.multiprocessors};
+  LinearCall call;
+  call.layout = &packed.layout();
+  call.data = packed.data();
+  call.input = linear_input_.get();
+  call.n = static_cast<int>(input.n);
+  call.epilogue = epilogue;
+  call.alpha = alpha;
+  call.out = out.data();
+  run_linear(stream_, workspace, call);
+}
+
+void CudaDevice::norm_linear(Activation& x, int64_t n, const PackedNorm& norm,
+                             const PackedLinear& linear, bool normed_into_x, Activation& out) {
+  run({x.data(), nullptr, n, linear.in_features()}, &norm, normed_into_x ? x.data() : nullptr,
+      linear, Epilogue::store, 0, out);
+}
+
+void CudaDevice::linear_add(const Activation& in, int64_t n, const PackedLinear& linear,
+                            float alpha, Activation& x) {
+  run({data_of(in), nullptr, n, linear.in_features()}, nullptr, nullptr, linear, Epilogue::add,
+      alpha, x);
+}
+
+void CudaDevice::norm_linear_act(Activation& x, int64_t n, const PackedNorm& norm,
+                                 const PackedLinear& linear, GateActivation act, bool normed_into_x,
+                                 Activation& out) {
+  const Epilogue epilogue =
+      act == GateActivation::silu_gate ? Epilogue::silu_gate : Epilogue::gelu_tanh;
+  run({x.data(), nullptr, n, linear.in_features()}, &norm, normed_into_x ? x.data() : nullptr,
+      linear, epilogue, 0, out);
+}
+
+void CudaDevice::logits(const Activation& x, std::span<const int32_t> rows, const PackedNorm& norm,
+                        const PackedLinear& head, Activation& logits) {
+  select();
+  const int32_t* device_rows = staging_.put(rows);
+  staging_.flush();
+  run({data_of(x), device_rows, static_cast<int64_t>(rows.size()), head.in_features()}, &norm,
+      nullptr, head, Epilogue::store, 0, logits);
+}
+
+const CudaDevice::Plan& CudaDevice::plan_for(const AttentionArgs& args) {
+  const AttentionShape shape{args.heads,          args.kv_heads,
+                             args.head_dim,       dynamic_cast<const CudaRope&>(*args.rope).style,
+                             args.sliding_window, args.bidirectional_prompt};
+  for (const Plan& known : plans_) {
+    if (known.plan.shape() == shape) return known;
+  }
+  Plan& made = plans_.emplace_back();
+  made.plan = AttentionPlan(*args.batch, shape, info_.multiprocessors);
+  made.image = staging_.put(made.plan.image());
+  staging_.flush();
+  queries_.reserve(made.plan.query_bytes(), "workspace");
+  partials_.reserve(made.plan.partial_bytes(), "workspace");
+  if (made.plan.counter_bytes() > counters_.bytes()) {
+    counters_.reserve(made.plan.counter_bytes(), "workspace");
+    SLICELLM_CUDA_CHECK(cudaMemsetAsync(counters_.get(), 0, counters_.bytes(), stream_));
+  }
+  return made;
+}
+
+void CudaDevice::rope_append_attend(const AttentionArgs& args) {
+  select();
+  const Plan& plan = plan_for(args);
+  const auto& rope = dynamic_cast<const CudaRope&>(*args.rope);
+  AttentionRun run;
+  run.image = plan.image;
+  run.qkv = args.qkv->data();
+  run.out = args.out->data();
+  run.kv = dynamic_cast<const CudaKvStorage*>(args.kv);
+  run.layer = args.layer;
+  run.scale = args.scale;
+  run.rope = &rope;
+  run.queries = queries_.get<__half>();
+  run.partials = partials_.get();
+  run.counters = counters_.get<int32_t>();
+  run_attention(stream_, plan.plan, run);
+}
+
+}  // namespace slicellm::cuda
+
+namespace slicellm {
+
+std::shared_ptr<Device> make_cuda_device(int index) {
+  return std::make_shared<cuda::CudaDevice>(index);
+}
+
+}  // namespace slicellm

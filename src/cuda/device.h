@@ -1,0 +1,81 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cuda/attention.h"
+#include "cuda/linear.h"
+#include "cuda/row_kernels.h"
+#include "cuda/runtime.h"
+#include "cuda/staging.h"
+#include "slicellm/ops.h"
+
+namespace slicellm::cuda {
+
+// One GPU: activations are float32 in its memory, inputs of matrix products are rounded to 16 bits.
+// All work goes to one stream, in the order of the calls. Workspaces grow to what the largest step
+// needs and are kept.
+class CudaDevice final : public Device {
+ public:
+  explicit CudaDevice(int index);
+
+  std::string name() const override { return "cuda"; }
+  std::string describe() const override;
+  int threads() const override { return threads_; }  // that convert and pack weights
+
+  std::unique_ptr<PackedLinear> pack(std::span<const Weight> matrices,
+                                     std::span<const std::vector<float>> biases,
+                                     ActivationType activation, bool gated) override;
+  std::unique_ptr<PackedNorm> pack_norm(const NormWeights& norm) override;
+  std::unique_ptr<PackedRope> pack_rope(std::shared_ptr<const RopeTable> table) override;
+  std::unique_ptr<EmbeddingTable> embedding(const Weight& table) override;
+  std::unique_ptr<Activation> allocate(int64_t floats) override;
+  std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) override;
+  size_t free_memory() const override;
+  bool shares_host_memory() const override { return info_.integrated; }
+
+  void read(const Activation& from, std::span<float> to) override;
+  void write(std::span<const float> from, Activation& to) override;
+
+  void begin_step(const Batch& batch) override;
+  void embed(std::span<const int32_t> tokens, const EmbeddingTable& table, Activation& x) override;
+  void norm_linear(Activation& x, int64_t n, const PackedNorm& norm, const PackedLinear& linear,
+                   bool normed_into_x, Activation& out) override;
+  void rope_append_attend(const AttentionArgs& args) override;
+  void linear_add(const Activation& in, int64_t n, const PackedLinear& linear, float alpha,
+                  Activation& x) override;
+  void norm_linear_act(Activation& x, int64_t n, const PackedNorm& norm, const PackedLinear& linear,
+                       GateActivation act, bool normed_into_x, Activation& out) override;
+  void logits(const Activation& x, std::span<const int32_t> rows, const PackedNorm& norm,
+              const PackedLinear& head, Activation& logits) override;
+
+  // Makes this GPU the calling thread's current one, as every op does.
+  void select() const;
+  const Stream& stream() const { return stream_; }
+
+ private:
+  struct Selected {  // before anything that lives on the GPU
+    explicit Selected(int index);
+    int index;
+  };
+  // A plan of this step, and where the kernels read it.
+  struct Plan {
+    AttentionPlan plan;
+    const int32_t* image;
+  };
+
+  void run(const RowInput& input, const PackedNorm* norm, float* normed, const PackedLinear& linear,
+           Epilogue epilogue, float alpha, Activation& out);
+  const Plan& plan_for(const AttentionArgs& args);
+
+  Selected selected_;
+  DeviceInfo info_;
+  int threads_;
+  Stream stream_;
+  StepStaging staging_;
+  DeviceBuffer linear_input_, linear_sums_;
+  DeviceBuffer queries_, partials_, counters_;  // of attention
+  std::vector<Plan> plans_;
+};
+
+}  // namespace slicellm::cuda

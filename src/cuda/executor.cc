@@ -1,0 +1,233 @@
+#include <array>
+#include <bit>
+#include <vector>
+
+#include "cuda/device.h"
+#include "cuda/kv_storage.h"
+#include "cuda/sampling.h"
+#include "engine/executor_tasks.h"
+#include "engine/executors.h"
+#include "slicellm/model.h"
+
+namespace slicellm::cuda {
+namespace {
+
+// KV blocks in pinned host memory, which is taken as it is first used, some blocks at a time.
+class HostPool {
+ public:
+  HostPool(size_t block_bytes, int32_t blocks)
+      : block_bytes_(block_bytes), blocks_(static_cast<size_t>(blocks)) {
+    each_ = std::max<size_t>(1, kPieceBytes / block_bytes);
+    pieces_.resize((blocks_ + each_ - 1) / each_);
+  }
+
+  std::byte* block(int32_t index) {
+    const auto i = static_cast<size_t>(index);
+    PinnedBuffer& piece = pieces_[i / each_];
+    if (piece.bytes() == 0) {
+      const size_t first = i / each_ * each_;
+      piece = PinnedBuffer(std::min(each_, blocks_ - first) * block_bytes_, "host_kv_bytes");
+    }
+    return piece.get() + i % each_ * block_bytes_;
+  }
+
+ private:
+  static constexpr size_t kPieceBytes = size_t{64} << 20;
+
+  size_t block_bytes_, blocks_;
+  size_t each_;  // blocks of a piece
+  std::vector<PinnedBuffer> pieces_;
+};
+
+class CudaExecutor final : public Executor {
+ public:
+  CudaExecutor(std::shared_ptr<Model> model, int32_t device_blocks, int32_t host_blocks)
+      : model_(std::move(model)),
+        device_(dynamic_cast<CudaDevice&>(model_->device())),
+        layout_(model_->kv_layout()),
+        vocab_(model_->spec().vocab),
+        host_blocks_(host_blocks),
+        host_(layout_.block_bytes(), host_blocks),
+        kv_(make_kv(device_, layout_, device_blocks)),
+        staging_(device_.stream()) {}
+  ~CudaExecutor() override {
+    // The device may still be at work on what is freed next.
+    if (in_flight_ > 0) cudaStreamSynchronize(device_.stream());
+  }
+
+  std::string name() const override { return "cuda"; }
+  const KvLayout& kv_layout() const override { return layout_; }
+  int32_t num_blocks() const override { return kv_->num_blocks(); }
+  int32_t num_host_blocks() const override { return host_blocks_; }
+
+  void add_task(const ExecutorTask& task) override { tasks_.add(task); }
+  void remove_task(TaskId id) override { tasks_.remove(id); }
+
+  Ticket submit(Batch batch) override {
+    check_in_flight(in_flight_);
+    device_.select();
+    const Stream& stream = device_.stream();
+    Step& step = steps_[static_cast<size_t>(next_ticket_) % kMaxInFlight];
+    step.rows.clear();
+    step.start.record(stream);
+    for (const KvCopy& c : batch.copies) copy(c);
+    if (!batch.sequences.empty()) start(batch, step);
+    step.end.record(stream);
+    ++in_flight_;
+    return next_ticket_++;
+  }
+
+  StepResult wait(Ticket ticket) override {
+    check_oldest(ticket, next_ticket_, in_flight_);
+    device_.select();
+    --in_flight_;
+    Step& step = steps_[static_cast<size_t>(ticket) % kMaxInFlight];
+    step.end.synchronize();
+    StepResult result;
+    result.duration = step.end.seconds_since(step.start);
+    result.rows.reserve(step.rows.size());
+    const auto vocab = static_cast<size_t>(vocab_);
+    for (const Row& row : step.rows) {
+      if (row.on_device) {
+        result.rows.push_back(tasks_.commit(row.task, step.tokens.get<int32_t>()[row.index]));
+      } else {
+        const float* logits = step.logits.get<float>() + row.index * vocab;
+        result.rows.push_back(tasks_.sample(row.task, {logits, vocab}));
+      }
+    }
+    return result;
+  }
+
+ private:
+  struct Row {
+    TaskId task;
+    bool on_device;  // where its token is drawn
+    size_t index;    // of Step::tokens or of Step::logits
+  };
+
+  // A step in flight: what the host needs once the device is done.
+  struct Step {
+    Event start, end;
+    std::vector<Row> rows;
+    PinnedBuffer tokens;  // int32 [rows drawn on the device]
+    PinnedBuffer logits;  // float [rows drawn on the host, vocab]
+  };
+
+  static std::unique_ptr<CudaKvStorage> make_kv(CudaDevice& device, const KvLayout& layout,
+                                                int32_t blocks) {
+    device.select();
+    return std::make_unique<CudaKvStorage>(layout, blocks, device.stream());
+  }
+
+  void copy(const KvCopy& c) {
+    check_copy(c, kv_->num_blocks(), host_blocks_);
+    if (c.to_host) {
+      kv_->start_copy_to_host(c.device_block, host_.block(c.host_block));
+    } else {
+      kv_->start_copy_from_host(c.device_block, host_.block(c.host_block));
+    }
+  }
+
+  bool drawn_on_device(const Sampling& s) const {
+    return s.repetition_penalty == 1 && s.logprobs < 0 && vocab_ <= kMaxVocabulary;
+  }
+
+  // Forward pass and drawing of tokens.
+  void start(const Batch& batch, Step& step) {
+    rows_.clear();
+    drawn_.clear();
+    std::vector<int32_t> to_host;  // rows of the logits
+    bool draws = false;
+    for (const BatchSequence& s : batch.sequences) {
+      if (!s.sample) continue;
+      const auto index = static_cast<int32_t>(rows_.size());
+      rows_.push_back(s.begin + s.count - 1);
+      if (s.task == kNoTask) continue;
+      const ExecutorTasks::Task& task = tasks_.at(s.task);
+      if (drawn_on_device(task.sampling)) {
+        step.rows.push_back({s.task, true, drawn_.size()});
+        drawn_.push_back(sample_row(task, index));
+        draws |= task.sampling.temperature != 0;
+      } else {
+        step.rows.push_back({s.task, false, to_host.size()});
+        to_host.push_back(index);
+      }
+    }
+    const int64_t floats = static_cast<int64_t>(rows_.size()) * vocab_;
+    if (!logits_ || logits_->capacity() < floats) {
+      const auto rows = static_cast<int64_t>(std::bit_ceil(rows_.size()));
+      logits_ = device_.allocate(rows * vocab_);
+    }
+    model_->forward(batch, *kv_, rows_, *logits_);
+    if (!drawn_.empty()) draw(draws, step);
+    const size_t row_bytes = sizeof(float) * static_cast<size_t>(vocab_);
+    step.logits.reserve(to_host.size() * row_bytes, "logits");
+    for (size_t i = 0; i < to_host.size(); ++i) {
+      device_.stream().copy(step.logits.get() + i * row_bytes,
+                            logits_->data() + int64_t{to_host[i]} * vocab_, row_bytes,
+                            cudaMemcpyDeviceToHost);
+    }
+  }
+
+  static SampleRow sample_row(const ExecutorTasks::Task& task, int32_t index) {
+    const Sampling& s = task.sampling;
+    SampleRow row;
+    row.temperature = s.temperature;
+    row.top_p = s.top_p;
+    row.min_p = s.min_p;
+    const double uniform = uniform_at(s.seed, static_cast<uint64_t>(task.produced));
+    row.uniform = static_cast<uint64_t>(uniform * 0x1p53);
+    row.row = index;
+    row.top_k = s.top_k;
+    return row;
+  }
+
+  void draw(bool draws, Step& step) {
+    staging_.begin();
+    SampleCall call;
+    call.logits = logits_->data();
+    call.vocab = vocab_;
+    call.rows = staging_.put(std::span<const SampleRow>(drawn_));
+    staging_.flush();
+    call.n = static_cast<int32_t>(drawn_.size());
+    call.draws = draws;
+    workspace_.reserve(sample_workspace_bytes(vocab_, call.n), "workspace");
+    call.workspace = workspace_.get();
+    const size_t bytes = sizeof(int32_t) * drawn_.size();
+    tokens_.reserve(bytes, "workspace");
+    call.tokens = tokens_.get<int32_t>();
+    sample_rows(device_.stream(), call);
+    step.tokens.reserve(bytes, "tokens");
+    device_.stream().copy(step.tokens.get(), tokens_.get(), bytes, cudaMemcpyDeviceToHost);
+  }
+
+  std::shared_ptr<Model> model_;
+  CudaDevice& device_;
+  KvLayout layout_;
+  int32_t vocab_;
+  int32_t host_blocks_;
+  HostPool host_;
+  std::unique_ptr<CudaKvStorage> kv_;
+  ExecutorTasks tasks_;
+  std::array<Step, kMaxInFlight> steps_;  // by ticket, in turn
+  size_t in_flight_ = 0;
+  Ticket next_ticket_ = 0;
+
+  StepStaging staging_;  // of the rows to draw
+  DeviceBuffer workspace_, tokens_;
+  std::unique_ptr<Activation> logits_;  // [rows, vocab]
+  std::vector<int32_t> rows_;
+  std::vector<SampleRow> drawn_;
+};
+
+}  // namespace
+}  // namespace slicellm::cuda
+
+namespace slicellm {
+
+std::shared_ptr<Executor> make_cuda_executor(std::shared_ptr<Model> model, int32_t device_blocks,
+                                             int32_t host_blocks) {
+  return std::make_shared<cuda::CudaExecutor>(std::move(model), device_blocks, host_blocks);
+}
+
+}  // namespace slicellm
