@@ -24,6 +24,7 @@ import slicellm
 from slicellm.bench.lengths import read_trace
 from slicellm.bench.workload import Workload, load_workload, trace_workload
 from slicellm.cli.workload_flags import listed
+from slicellm.policies import list_policies
 
 KEYS = ("workload", "policy", "load", "seed")
 TRACES = {
@@ -35,19 +36,8 @@ PROFILES = {"edge": "rtx4060ti-chatglm2-6b-int4"}
 PROFILE = "rtx6000ada-mistral-7b"  # where PROFILES names none
 RATIOS = (1, 0.9, 0.7, 0.5, 0.3)
 SLICE = tuple(f"slice:ratio={ratio:g}" for ratio in RATIOS)
-OTHERS = (
-    "pace",
-    "orca",
-    "fastserve",
-    "sarathi",
-    "vllm",
-    "slai",
-    "edf",
-    "rad-like",
-    "priority-pause",
-    "static",
-    "ils",
-)
+# scls is a dispatcher's, for several instances.
+OTHERS = tuple(p["name"] for p in list_policies() if p["name"] not in ("slice", "scls"))
 METRICS = {"attainment": "tasks met", "utility": "utility met"}
 
 

@@ -28,12 +28,16 @@ Cell = Mapping[str, Any]
 
 
 def begin(results: Path, setup: Mapping[str, Any]) -> None:
-    """Records what all cells share; ends the program if the folder's cells share something else."""
+    """Records what all cells share; ends the program if the folder's cells share something else. A
+    folder that is gone on with at other commits names them all."""
     path = results / "setup.json"
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
         if {key: value for key, value in known.items() if key not in ORIGIN} != setup:
             sys.exit(f"{path} says that its cells are of another setup: choose --results")
+        if commit() not in str(known["commit"]).split(", "):
+            known["commit"] = f"{known['commit']}, {commit()}"
+            path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         return
     results.mkdir(parents=True, exist_ok=True)
     script = Path(sys.argv[0]).name

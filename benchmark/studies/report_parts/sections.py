@@ -25,8 +25,11 @@ def _machine(machine: Mapping[str, Any] | str) -> str:
 
 
 def _commit(commit: str | None) -> str:
-    """The first digits of a commit, and the + of a tree with changes."""
-    return f"commit `{commit[:12]}{commit[40:]}`" if commit else "commit not recorded"
+    """The first digits of a commit or several, and the + of a tree with changes."""
+    if not commit:
+        return "commit not recorded"
+    each = [f"`{one[:12]}{one[40:]}`" for one in commit.split(", ")]
+    return f"commit{'s' if len(each) > 1 else ''} {', '.join(each)}"
 
 
 def _seeds(seeds: Iterable[int]) -> str:
