@@ -14,7 +14,6 @@
 #include <utility>
 #include <vector>
 
-#include "slicellm/error.h"
 #include "slicellm/ops.h"
 
 namespace slicellm {
@@ -44,10 +43,8 @@ Batch plain_batch(Ids tokens) {
 
 class OpsDevice {
  public:
-  explicit OpsDevice(const std::string& name, int threads) {
-    if (name != "cpu") throw Error(ErrorKind::unsupported, "device", name, "\"cpu\"");
-    device_ = make_cpu_device({.threads = threads, .isa = ""});
-  }
+  explicit OpsDevice(const std::string& name, int threads)
+      : device_(make_device(name, {.threads = threads, .isa = ""})) {}
 
   Device& get() const { return *device_; }
   std::unique_ptr<Activation> upload(const Array& array) const {
