@@ -4,7 +4,7 @@
 
 #include "cuda/device.h"
 #include "cuda/kv_storage.h"
-#include "cuda/sampling.h"
+#include "cuda/sampler.h"
 #include "engine/executor_tasks.h"
 #include "engine/executors.h"
 #include "slicellm/model.h"
@@ -49,7 +49,7 @@ class CudaExecutor final : public Executor {
         host_blocks_(host_blocks),
         host_(layout_.block_bytes(), host_blocks),
         kv_(make_kv(device_, layout_, device_blocks)),
-        staging_(device_.stream()) {}
+        sampler_(device_.stream()) {}
   ~CudaExecutor() override {
     // The device may still be at work on what is freed next.
     if (in_flight_ > 0) cudaStreamSynchronize(device_.stream());
@@ -128,26 +128,21 @@ class CudaExecutor final : public Executor {
     }
   }
 
-  bool drawn_on_device(const Sampling& s) const {
-    return s.repetition_penalty == 1 && s.logprobs < 0 && vocab_ <= kMaxVocabulary;
-  }
-
   // Forward pass and drawing of tokens.
   void start(const Batch& batch, Step& step) {
     rows_.clear();
     drawn_.clear();
     std::vector<int32_t> to_host;  // rows of the logits
-    bool draws = false;
     for (const BatchSequence& s : batch.sequences) {
       if (!s.sample) continue;
       const auto index = static_cast<int32_t>(rows_.size());
       rows_.push_back(s.begin + s.count - 1);
       if (s.task == kNoTask) continue;
       const ExecutorTasks::Task& task = tasks_.at(s.task);
-      if (drawn_on_device(task.sampling)) {
+      if (DeviceSampler::can_draw(task.sampling, vocab_)) {
         step.rows.push_back({s.task, true, drawn_.size()});
-        drawn_.push_back(sample_row(task, index));
-        draws |= task.sampling.temperature != 0;
+        const auto position = static_cast<uint64_t>(task.produced);
+        drawn_.push_back(DeviceSampler::make_row(task.sampling, position, index));
       } else {
         step.rows.push_back({s.task, false, to_host.size()});
         to_host.push_back(index);
@@ -159,7 +154,7 @@ class CudaExecutor final : public Executor {
       logits_ = device_.allocate(rows * vocab_);
     }
     model_->forward(batch, *kv_, rows_, *logits_);
-    if (!drawn_.empty()) draw(draws, step);
+    if (!drawn_.empty()) sampler_.draw(logits_->data(), vocab_, drawn_, step.tokens);
     const size_t row_bytes = sizeof(float) * static_cast<size_t>(vocab_);
     step.logits.reserve(to_host.size() * row_bytes, "logits");
     for (size_t i = 0; i < to_host.size(); ++i) {
@@ -167,38 +162,6 @@ class CudaExecutor final : public Executor {
                             logits_->data() + int64_t{to_host[i]} * vocab_, row_bytes,
                             cudaMemcpyDeviceToHost);
     }
-  }
-
-  static SampleRow sample_row(const ExecutorTasks::Task& task, int32_t index) {
-    const Sampling& s = task.sampling;
-    SampleRow row;
-    row.temperature = s.temperature;
-    row.top_p = s.top_p;
-    row.min_p = s.min_p;
-    const double uniform = uniform_at(s.seed, static_cast<uint64_t>(task.produced));
-    row.uniform = static_cast<uint64_t>(uniform * 0x1p53);
-    row.row = index;
-    row.top_k = s.top_k;
-    return row;
-  }
-
-  void draw(bool draws, Step& step) {
-    staging_.begin();
-    SampleCall call;
-    call.logits = logits_->data();
-    call.vocab = vocab_;
-    call.rows = staging_.put(std::span<const SampleRow>(drawn_));
-    staging_.flush();
-    call.n = static_cast<int32_t>(drawn_.size());
-    call.draws = draws;
-    workspace_.reserve(sample_workspace_bytes(vocab_, call.n), "workspace");
-    call.workspace = workspace_.get();
-    const size_t bytes = sizeof(int32_t) * drawn_.size();
-    tokens_.reserve(bytes, "workspace");
-    call.tokens = tokens_.get<int32_t>();
-    sample_rows(device_.stream(), call);
-    step.tokens.reserve(bytes, "tokens");
-    device_.stream().copy(step.tokens.get(), tokens_.get(), bytes, cudaMemcpyDeviceToHost);
   }
 
   std::shared_ptr<Model> model_;
@@ -213,8 +176,7 @@ class CudaExecutor final : public Executor {
   size_t in_flight_ = 0;
   Ticket next_ticket_ = 0;
 
-  StepStaging staging_;  // of the rows to draw
-  DeviceBuffer workspace_, tokens_;
+  DeviceSampler sampler_;
   std::unique_ptr<Activation> logits_;  // [rows, vocab]
   std::vector<int32_t> rows_;
   std::vector<SampleRow> drawn_;

@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
-// Draws tokens from logits on the device, by the rules of engine/sampling.h: temperature, top-k,
-// top-p, min-p, then one draw; equal logits rank by token id.
+// The kernels of DeviceSampler, by the rules of engine/sampling.h: temperature, top-k, top-p, min-p,
+// then one draw; equal logits rank by token id.
 //
 // Nothing is sorted. A token's weight exp((logit - best) / temperature) is held as a whole number
 // of 2^-43, so sums do not depend on their order; they are the CPU's but for that rounding, and so

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "slicellm/ops.h"
+#include "test/ops/sampling.h"
 
 namespace slicellm {
 namespace {
@@ -273,4 +274,5 @@ PYBIND11_MODULE(_ops, m) {
            py::arg("heads"), py::arg("scale"), py::arg("rope"), py::arg("sliding_window") = 0,
            py::arg("bidirectional_prompt") = false,
            "rope_append_attend; sequences: (past, count, prompt_len, blocks) each.");
+  bind_sampling(m);
 }
