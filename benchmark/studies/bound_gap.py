@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import study
 
 from slicellm._core import LatencyModel
 from slicellm.bench import report
@@ -71,7 +72,7 @@ def main() -> int:
     gaps = {key: summary(instances, key) for key in ("utility", "attainment")}
     result = {
         "command": "python benchmark/studies/bound_gap.py",
-        "commit": report.commit(),
+        "commit": study.commit(),
         "machine": report.machine(),
         "table_ms": TABLE_MS,
         "gap": gaps,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import edge_report
+import study
 
 from slicellm._core import LatencyModel
 from slicellm.bench import report
@@ -111,7 +112,7 @@ def run_cells(args: argparse.Namespace) -> None:
                     "prefill_ms": scenario.work.prefill_ms,
                     "decode_ms": scenario.work.decode_ms,
                     "decode_1_ms": scenario.work.decode_1_ms,
-                    "commit": report.commit(),
+                    "commit": study.commit(),
                     **{key: setup[key] for key in ("model", "device", "threads", "machine")},
                 }
                 content = {"config": config, "policies": {policy: result}}

@@ -132,14 +132,15 @@ def engine_figure(results: Path) -> Any:
     made, axes = style.figure(1, len(groups), 2.9, sharey=True)
     for panel, (path, heading) in zip(axes.flat, groups):
         rows = ["slice", *others]
+        width = 0.81 / len(rows)
         for k, policy in enumerate(rows):
             for place, load in enumerate(loads):
                 chosen = edge_report.best_slice(cells, load) if policy == "slice" else policy
                 if chosen is None or (load, chosen) not in cells:
                     continue
                 seen = [100 * v for v in edge_report.values(cells[load, chosen], path)]
-                at = place + (k - (len(rows) - 1) / 2) * 0.27
-                panel.bar(at, np.mean(seen), 0.24, color=style.colour(policy))
+                at = place + (k - (len(rows) - 1) / 2) * width
+                panel.bar(at, np.mean(seen), 0.9 * width, color=style.colour(policy))
                 panel.plot([at, at], [min(seen), max(seen)], color=style.INK, linewidth=0.9)
                 if place == 0 and panel is axes[0, 0]:
                     panel.text(

@@ -66,6 +66,8 @@ def _own(what: str) -> str:
 
 def load(results: Path) -> Section:
     folder = results / "load_curves"
+    seeds = len({c["seed"] for c in study.read_cells(folder)})
+    few = f"Mean over {seeds} seeds." if seeds > 1 else "With one seed, a few per cent say nothing."
     drawn = style.svg(figures.load_figure(folder), "load", "Tasks and utility met over load")
     return Section(
         "load",
@@ -78,8 +80,7 @@ def load(results: Path) -> Section:
                 drawn,
                 "slice is shown at the best of five ratios, point by point, which no operator can "
                 "choose in advance: that flatters it. Real-time tasks of edge are worth 100 times "
-                "the others, strict tasks of the rest 10 times. With one seed a point, differences "
-                "of a few per cent say nothing.",
+                f"the others, strict tasks of the rest 10 times. {few}",
             )
         ],
         [_study(results, "load_curves", "load_curves.py")],
