@@ -25,6 +25,31 @@ namespace py = pybind11;
 using Array = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Ids = std::vector<int32_t>;
 
+// A weight of one code a byte, with any scales and minimums: files of others have them.
+Weight quantized(const py::array_t<uint8_t, py::array::c_style>& codes, const Array& scale,
+                 const Array& minimum, const std::string& dtype, int64_t group_size) {
+  if (codes.ndim() != 2) throw py::value_error("expected codes [rows, cols]");
+  auto data = std::make_shared<std::vector<uint8_t>>(codes.data(), codes.data() + codes.size());
+  Weight w;
+  w.name = "w";
+  w.dtype = parse_dtype(dtype).type;
+  w.shape = {codes.shape(0), codes.shape(1)};
+  w.group_size = group_size;
+  if (w.dtype == DType::int4) {  // even elements in the high nibble
+    for (size_t i = 0; i < data->size(); ++i) {
+      const uint8_t code = (*data)[i];
+      uint8_t& pair = (*data)[i / 2];
+      pair = static_cast<uint8_t>(i % 2 == 0 ? code << 4 : pair | code);
+    }
+  }
+  w.data = data->data();
+  w.data_bytes = data->size();
+  w.scale.assign(scale.data(), scale.data() + scale.size());
+  w.minimum.assign(minimum.data(), minimum.data() + minimum.size());
+  w.owner = data;
+  return w;
+}
+
 std::vector<float> values_of(const Array& array) {
   return {array.data(), array.data() + array.size()};
 }
@@ -231,6 +256,10 @@ PYBIND11_MODULE(_ops, m) {
       .def("write", &Kv::write, py::arg("block"), py::arg("bytes"))
       .def_property_readonly("block_bytes",
                              [](const Kv& kv) { return kv.storage->layout().block_bytes(); });
+
+  m.def("quantized", &quantized, py::arg("codes"), py::arg("scale"), py::arg("minimum"),
+        py::arg("dtype"), py::arg("group_size"),
+        "An int4 or int8 weight of these codes [rows, cols], scales and minimums [rows, groups].");
 
   // Packed things live on the device and must go before it.
   const py::keep_alive<0, 1> keep;
