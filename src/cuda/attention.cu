@@ -78,7 +78,9 @@ __global__ void __launch_bounds__(32 * kAppendWarps) rope_append(const AppendPar
     if (pair.table_row >= 0) {
       const int64_t at = int64_t{pair.table_row} * (p.rotary_dim / 2) + pair.angle;
       const float cosine = p.cos[at], sine = p.sin[at];
-      x = make_float2(x.x * cosine - x.y * sine, x.y * cosine + x.x * sine);
+      // Not fused, as on the CPU.
+      x = make_float2(__fsub_rn(__fmul_rn(x.x, cosine), __fmul_rn(x.y, sine)),
+                      __fadd_rn(__fmul_rn(x.y, cosine), __fmul_rn(x.x, sine)));
     }
     values[k] = make_float2(bounded(x.x), bounded(x.y));
     largest = fmaxf(largest, fmaxf(fabsf(values[k].x), fabsf(values[k].y)));
@@ -93,7 +95,8 @@ __global__ void __launch_bounds__(32 * kAppendWarps) rope_append(const AppendPar
       for (int other = 16; other > 0; other /= 2) {
         largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, other));
       }
-      const __half scale = __float2half_rn(largest / 127.0f);
+      constexpr float kMostScale = 515.5f;  // 127 times it is a half
+      const __half scale = __float2half_rn(fminf(largest / 127.0f, kMostScale));
       auto* codes = reinterpret_cast<uint8_t*>(block) + row * p.head_dim;
 #pragma unroll
       for (int k = 0; k < kMostPairs; ++k) {
