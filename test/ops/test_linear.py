@@ -60,7 +60,9 @@ def plain(device: Any, x: Array, linear: Any) -> Array:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("out, width", [(1, 1), (16, 64), (100, 203), (37, 1100), (530, 130), (20, 5000)])
+@pytest.mark.parametrize(
+    "out, width", [(1, 1), (16, 64), (100, 203), (37, 1100), (530, 130), (20, 5000)]
+)
 def test_products(device: Any, dtype: str, out: int, width: int) -> None:
     rng = np.random.default_rng(out)
     w, values = weight((0.1 * rng.standard_normal((out, width))).astype(np.float32), dtype)
