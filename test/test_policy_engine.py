@@ -135,6 +135,14 @@ def test_padding_is_really_computed_by_the_model(model: _core.Model) -> None:
     assert f"at most {longest} tokens, the model's longest context" in failure(model, beyond)
 
 
+def test_an_engine_refuses_a_policy_that_is_told_true_lengths(model: _core.Model) -> None:
+    with pytest.raises(
+        _core.InvalidArgument,
+        match="policy: got pace-told, expected one that needs no true output lengths",
+    ):
+        _core.Engine(model, "pace-told", LATENCY)
+
+
 def test_a_policy_may_wait_and_refuse(model: _core.Model) -> None:
     class Waits(RoundRobin):
         def plan(self, view: View) -> StepPlan:
@@ -163,7 +171,7 @@ def test_a_policy_may_wait_and_refuse(model: _core.Model) -> None:
 SERVED = [
     "slice:mask_layout=spread",
     "scls:gamma_ms=20",
-    *(info["name"] for info in list_policies() if info["name"] != "scls"),
+    *(info["name"] for info in list_policies() if info["name"] not in ("scls", "pace-told")),
 ]
 
 

@@ -32,7 +32,9 @@ def table(decode_ms: list[float], **fields: int) -> SyntheticTable:
     return SyntheticTable("pace", latency_from_table(decode_ms, 0, 1.0), **fields)
 
 
-def simulate(tasks: list[tuple[float, int, int, int]], **fields: Any) -> dict[str, Any]:
+def simulate(
+    tasks: list[tuple[float, int, int, int]], policy: str = "pace", **fields: Any
+) -> dict[str, Any]:
     """tasks: arrival (s), prompt, output, class."""
     arrivals, prompts, outputs, classes = zip(*tasks, strict=True)
     columns = {
@@ -43,7 +45,7 @@ def simulate(tasks: list[tuple[float, int, int, int]], **fields: Any) -> dict[st
         "class_id": classes,
     }
     return _core.simulate(
-        "pace", LATENCY, LATENCY, CLASSES, columns, record_events=True, max_rows=8, **fields
+        policy, LATENCY, LATENCY, CLASSES, columns, record_events=True, max_rows=8, **fields
     )
 
 
@@ -114,8 +116,59 @@ def test_a_class_of_shorter_outputs_is_worth_more_once_lengths_are_known() -> No
     }
     run = _core.simulate("pace", LATENCY, LATENCY, classes, columns, max_rows=1)
     long, short = json.loads(run["policy_state"])["kinds"]
-    assert short["mean_tokens"] < 20 < long["mean_tokens"]
+    # 20 tasks of each length; the prior, uniform up to the cap of 50, counts for two more.
+    assert short["mean_tokens"] == pytest.approx((20 * 3 + 2 * 25) / 22, rel=0.15)
+    assert long["mean_tokens"] == pytest.approx(40, rel=0.05)
     assert short["value"] > long["value"]
+
+
+def test_told_lengths_are_believed_before_anything_is_learned() -> None:
+    # One row at a time, 100 ms a token: within 1 s either the long task or both short ones.
+    slow = latency_from_table([100.0], prefill_ms=0, prefill_ms_per_token=0)
+    columns = {
+        "arrival": np.zeros(3),
+        "prompt_tokens": [1] * 3,
+        "output_tokens": [9, 4, 4],
+        "max_tokens": [200] * 3,
+        "class_id": [0] * 3,
+    }
+    classes = [("task", None, None, 1000.0, 1.0)]
+    last = {}
+    for policy in ("pace", "pace-told"):
+        run = _core.simulate(policy, slow, slow, classes, columns, max_rows=1)
+        assert list(run["tokens"]) == [9, 4, 4]
+        last[policy] = run["last_token"]
+    assert (last["pace-told"] <= 1.0).tolist() == [False, True, True]
+    assert last["pace"][0] < last["pace"][1]  # knows no better than the order of arrival
+
+
+def test_a_task_is_told_its_cap_if_it_has_no_true_length() -> None:
+    # Of 200 tokens at 14 ms none can be in time, of 5 one can: told, only the first waits.
+    run = simulate([(0.0, 10, 0, 0), (0.0, 10, 5, 0)], "pace-told")
+    causes = {task: value for _, task, kind, value in run["events"] if kind == "relegate"}
+    assert list(causes) == [1] and run["last_token"][1] <= 0.9
+
+
+def test_a_prompt_of_many_steps_is_not_given_up_half_way() -> None:
+    # 40 ms a chunk of 32 of its 160 tokens; 205 ms until its first token is due.
+    t = table([10.0], max_rows=1, max_step_tokens=32)
+    slot = t.add(prompt_len=160, max_tokens=4, ttft_ms=260)
+    plans = []
+    while t.tasks[slot].produced == 0:
+        plans.append(t.step())
+    assert not [r for plan in plans for r in plan.relegated]
+    assert t.tasks[slot].first_token_time <= 0.26
+
+
+def test_a_prompt_that_others_wait_for_runs_in_pieces() -> None:
+    # A millisecond a token and nothing a step: a piece costs no more a token than the whole.
+    t = SyntheticTable("pace", latency_from_table([1.0, 1.0], 0, 1.0), max_rows=2)
+    t.add(prompt_len=1000, max_tokens=4, ttft_ms=1200)
+    assert t.propose().prefill[0][1] < 100
+    # 100 ms a step beside it: half the prompt would cost 1.1 times as much a token.
+    t = SyntheticTable("pace", latency_from_table([1.0, 1.0], 100, 1.0), max_rows=2)
+    t.add(prompt_len=1000, max_tokens=4, ttft_ms=1500)
+    assert t.propose().prefill == ((0, 1000),)
 
 
 def test_the_row_that_is_due_first_decodes() -> None:
@@ -152,9 +205,12 @@ def test_two_tasks_are_admitted_together_only_if_both_fit(tpot_ms: float, togeth
         assert [r for plan in plans for r in plan.relegated] == [(1, "not_admitted")]
 
 
-@pytest.mark.parametrize(("utility", "waits"), [(1.0, True), (1000.0, False)])
-def test_a_prompt_delays_a_due_row_only_if_worth_more(utility: float, waits: bool) -> None:
-    # A row each 40 ms; a prompt that cannot be cut takes 100 ms, so that the row would be late.
+@pytest.mark.parametrize(("utility", "waits"), [(0.1, True), (1.0, False), (1000.0, False)])
+def test_a_prompt_delays_a_due_row_only_if_more_is_lost_by_waiting(
+    utility: float, waits: bool
+) -> None:
+    # A row each 40 ms; a prompt that cannot be cut takes 100 ms, so that the row is two or three
+    # tokens behind. It ends before it has caught up with about one in 15 a token: 0.17 of its 1.
     t = table([10, 20, 30], max_rows=3)
     row = t.add(prompt_len=1, max_tokens=30, tpot_ms=40, ttft_ms=1000)
     t.step()

@@ -115,6 +115,8 @@ struct EngineStats {
 // and check_integrity throw Error(state) with it.
 class Engine {
  public:
+  // Throws Error(invalid_argument) for impossible options, a missing part, or a policy that has to
+  // be told true output lengths.
   static std::unique_ptr<Engine> make(std::shared_ptr<Executor> executor,
                                       std::unique_ptr<Policy> policy,
                                       std::unique_ptr<LatencyModel> latency,

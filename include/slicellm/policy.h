@@ -167,6 +167,14 @@ struct StepOutcome {
   std::vector<int32_t> token_slots;  // slots that produced a token
 };
 
+// Is told by a simulated run how many tokens each task will produce, before the task arrives. No
+// view carries that.
+class LengthListener {
+ public:
+  virtual ~LengthListener() = default;
+  virtual void tell(TaskId id, int32_t output_tokens) = 0;
+};
+
 // A scheduler: a deterministic state machine. It reads no clock, touches no weight, takes no lock.
 // Feeding it recorded events and views gives identical plans. Called by one thread, in this order:
 //   on(...)*  plan  [commit  on(finish)*]
@@ -187,6 +195,10 @@ class Policy {
   // The last proposed plan was applied; `view` is the table after the step, with the rows of tasks
   // that ended by it. Advances scan positions, queues, learning.
   virtual void commit(const StepPlan& plan, const StepOutcome& outcome, const View& view) = 0;
+
+  // Where to tell true output lengths, for the variants that measure what not knowing them costs;
+  // null for policies that serve. Only a simulated run tells them; Engine::make refuses others.
+  virtual LengthListener* length_listener() { return nullptr; }
 
   // A snapshot of the policy's state for people and tests, as JSON.
   virtual std::string inspect() const { return "{}"; }

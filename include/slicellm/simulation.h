@@ -47,7 +47,7 @@ struct SimClass {
 struct SimTask {
   double arrival = 0;  // seconds; ascending over the tasks of a run; ignored in a closed loop
   int32_t prompt_tokens = 1;
-  int32_t output_tokens = 0;  // true length, hidden from policies; 0 = max_tokens
+  int32_t output_tokens = 0;  // true length, hidden from policies that serve; 0 = max_tokens
   int32_t max_tokens = 1;
   int32_t class_id = 0;
 };

@@ -324,6 +324,10 @@ std::unique_ptr<Engine> Engine::make(std::shared_ptr<Executor> executor,
     throw Error(ErrorKind::invalid_argument, "engine", "a missing part",
                 "an executor, a policy, a latency model and a clock");
   }
+  if (policy->length_listener() != nullptr) {
+    throw Error(ErrorKind::invalid_argument, "policy", policy->name(),
+                "one that needs no true output lengths, which only a simulation knows");
+  }
   return std::make_unique<EngineImpl>(std::move(executor), std::move(policy), std::move(latency),
                                       std::move(clock), options);
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -46,6 +47,36 @@ class LengthBelief {
 
   std::vector<Bin> bins_;
   int64_t ends_ = 0, next_renewal_ = 1;
+};
+
+// What is believed of one task's length: what it was told (> 0), else what its class taught.
+class TaskLength {
+ public:
+  TaskLength() = default;
+  TaskLength(const LengthBelief* learned, int32_t told) : learned_(learned), told_(told) {}
+
+  // As in LengthBelief.
+  double mean_remaining(int32_t produced) const {
+    return told_ > 0 ? rest(produced) : learned_->mean_remaining(produced);
+  }
+  double high_remaining(int32_t produced) const {
+    return told_ > 0 ? rest(produced) : learned_->high_remaining(produced);
+  }
+  double low_remaining(int32_t produced) const {
+    return told_ > 0 ? rest(produced) : learned_->low_remaining(produced);
+  }
+  double index(int32_t produced) const {
+    return told_ > 0 ? 1 / rest(produced) : learned_->index(produced);
+  }
+  double first_index(double overhead) const {
+    return told_ > 0 ? 1 / (told_ + overhead) : learned_->first_index(overhead);
+  }
+
+ private:
+  double rest(int32_t produced) const { return std::max(1, told_ - produced); }
+
+  const LengthBelief* learned_ = nullptr;
+  int32_t told_ = 0;
 };
 
 }  // namespace slicellm

@@ -36,18 +36,12 @@ double Pace::prefill_seconds(const TaskView& task, const View& view) const {
   return view.latency->predict(step).median - without;
 }
 
-// Seconds of prefill that `task` still needs before it decodes.
-double Pace::rest_of_prefill(const TaskView& task, const Job& job, const View& view) const {
-  if (task.ready_to_decode()) return 0;
-  return task.cached == 0 && task.produced == 0 ? job.prompt : prefill_seconds(task, view);
-}
-
 // When the first token is due.
 double Pace::first_due(const TaskView& task, const Job& job) const {
   double due = kNever;
   if (task.slo.ttft) due = task.arrival + *task.slo.ttft;
   if (task.slo.deadline) {
-    const double tokens = job.kind->lengths.high_remaining(0);
+    const double tokens = job.lengths.high_remaining(0);
     due = std::min(due, task.arrival + kPace * *task.slo.deadline / tokens);
   }
   return due;
@@ -60,7 +54,7 @@ double Pace::token_due(const TaskView& task, const Job& job) const {
   if (task.slo.tpot) due = task.first_token_time + kLead * task.produced * *task.slo.tpot;
   if (task.slo.deadline) {
     const double share =
-        (task.produced + 1) / (task.produced + job.kind->lengths.high_remaining(task.produced));
+        (task.produced + 1) / (task.produced + job.lengths.high_remaining(task.produced));
     due = std::min(due, task.arrival + kPace * *task.slo.deadline * share);
   }
   return due;
@@ -68,7 +62,7 @@ double Pace::token_due(const TaskView& task, const Job& job) const {
 
 // Expected utility per token of work from here on.
 double Pace::value(const TaskView& task, const Job& job) const {
-  const LengthBelief& lengths = job.kind->lengths;
+  const TaskLength& lengths = job.lengths;
   if (task.produced > 0) return task.utility * lengths.index(task.produced);
   return task.utility * lengths.first_index(token_seconds_ > 0 ? job.prompt / token_seconds_ : 0);
 }
@@ -77,6 +71,7 @@ void Pace::on(const TaskEvent& event, const View& view) {
   const int32_t slot = event.slot;
   const TaskView& task = view.tasks[slot];
   if (event.kind == TaskEventKind::finish) {
+    told_.erase(task.id);
     if (std::erase(never_run_, slot) > 0) return;
     Job& job = jobs_[slot];
     if (job.place == Place::waiting) {
@@ -116,6 +111,8 @@ void Pace::on(const TaskEvent& event, const View& view) {
   }
   Kind& kind = kind_of(task);
   job.kind = &kind;
+  const auto told = told_.find(task.id);
+  job.lengths = TaskLength(&kind.lengths, told == told_.end() ? 0 : told->second);
   job.place = Place::waiting;
   job.overrun = overrun_;
   job.prompt = prefill_seconds(task, view);
@@ -143,9 +140,9 @@ void Pace::on(const TaskEvent& event, const View& view) {
 DemandGrid::Task Pace::demand(const TaskView& task, const Job& job, const DemandGrid& grid,
                               const View& view) const {
   DemandGrid::Task work;
-  const double prefill = rest_of_prefill(task, job, view);
+  const double prefill = job.prompt;
   const double first = task.produced > 0 ? view.now : first_due(task, job);
-  const LengthBelief& lengths = job.kind->lengths;
+  const TaskLength& lengths = job.lengths;
   const double left =
       task.produced > 0 ? lengths.mean_remaining(task.produced) : lengths.mean_remaining(0) - 1;
   const double high =
@@ -173,7 +170,8 @@ DemandGrid::Task Pace::demand(const TaskView& task, const Job& job, const Demand
   return work;
 }
 
-// Work due by each moment that tasks yet to come, of more value than `worth`, will need.
+// Work due by each moment that tasks yet to come will need, of classes worth much more than
+// `worth`.
 DemandGrid::Task Pace::reserve(double worth, const DemandGrid& grid, double now) const {
   DemandGrid::Task work;
   for (const auto& [key, kind] : kinds_) {
@@ -213,7 +211,7 @@ void Pace::admit(const View& view) {
   auto next = begun.begin();
   auto waiting = waiting_.begin();
   int misfits = 0;
-  double worth = -1;
+  const Kind* kind = nullptr;  // that `beside` is for
   DemandGrid::Task beside;
   while (next != begun.end() || (waiting != waiting_.end() && misfits < kMisfits)) {
     const bool waits = next == begun.end() || (waiting != waiting_.end() && misfits < kMisfits &&
@@ -222,13 +220,13 @@ void Pace::admit(const View& view) {
     const TaskView& task = view.tasks[slot];
     Job& job = jobs_[slot];
     if (is_lost(task, job, view.now)) continue;
-    if (waits && worth != -rank) {
-      worth = -rank;
-      beside = reserve(worth, grid, view.now);
+    if (waits && kind != job.kind) {
+      kind = job.kind;
+      beside = reserve(kind->value, grid, view.now);
     }
     const DemandGrid::Task work = demand(task, job, grid, view);
     const double tokens =
-        task.prompt_len + task.produced + job.kind->lengths.high_remaining(task.produced);
+        task.prompt_len + task.produced + job.lengths.high_remaining(task.produced);
     const int64_t need =
         view.blocks_for(std::min<int64_t>(most_kv_tokens(task), static_cast<int64_t>(tokens)));
     const bool first = grid.tasks == 0;
@@ -242,12 +240,14 @@ void Pace::admit(const View& view) {
     blocks += need;
     job.admitted = plans_;
     if (task.ready_to_decode()) {
-      rows_.push_back(
-          {token_due(task, job), id, slot, job.kind->value, task.slo.deadline && !task.slo.tpot});
+      const double value = job.kind->value;
+      const double late = task.slo.tpot       ? this->value(task, job) / *task.slo.tpot
+                          : task.slo.deadline ? kNever
+                                              : 0;
+      rows_.push_back({token_due(task, job), id, slot, value, late});
     } else {
-      const double prefill = rest_of_prefill(task, job, view);
-      prompts_.push_back(
-          {token_due(task, job) - prefill - step_seconds_, id, slot, job.kind->value});
+      const double due = token_due(task, job) - job.prompt - step_seconds_;
+      prompts_.push_back({due, id, slot, job.kind->value});
     }
   }
   std::sort(rows_.begin(), rows_.end());
@@ -281,7 +281,13 @@ void Pace::commit(const StepPlan& plan, const StepOutcome& outcome, const View& 
                              step_seconds_ + 0.05 * (outcome.duration - step_seconds_));
   }
   for (const Relegation& lost : plan.relegated) relegate(lost.slot);
+  const auto renew_prompt = [&](int32_t slot) {
+    const TaskView& task = view.tasks[slot];
+    jobs_[slot].prompt = task.ready_to_decode() ? 0 : prefill_seconds(task, view);
+  };
+  for (const KvAction& action : plan.kv) renew_prompt(action.slot);
   for (const PrefillChunk& chunk : plan.prefill) {
+    renew_prompt(chunk.slot);
     Job& job = jobs_[chunk.slot];
     if (job.place != Place::waiting) continue;
     waiting_.erase(job.entry);
@@ -302,7 +308,8 @@ void Pace::commit(const StepPlan& plan, const StepOutcome& outcome, const View& 
     const TaskView& task = view.tasks[slot];
     if (jobs_[slot].place == Place::hopeless) continue;
     if (task.produced == 1 && !first_is_late(task)) jobs_[slot].overrun = overrun_;
-    jobs_[slot].kind->lengths.observe_token(task.produced);
+    // It went on after the token before; whether it does after this one is not known yet.
+    if (task.produced > 1) jobs_[slot].kind->lengths.observe_token(task.produced - 1);
   }
   if (++commits_ % 64 == 0 && !started_.empty()) {
     double context = 0;
@@ -343,6 +350,17 @@ PolicyInfo pace_info() {
 
 std::unique_ptr<Policy> make_pace(const Parameters& parameters) {
   return std::make_unique<Pace>(parameters);
+}
+
+PolicyInfo pace_told_info() {
+  PolicyInfo info = pace_info();
+  info.name = "pace-told";
+  info.summary = "Pace told the true lengths, in simulation only: what not knowing them costs.";
+  return info;
+}
+
+std::unique_ptr<Policy> make_pace_told(const Parameters& parameters) {
+  return std::make_unique<PaceTold>(parameters);
 }
 
 }  // namespace slicellm

@@ -2,6 +2,7 @@
 
 #include <map>
 #include <set>
+#include <unordered_map>
 #include <utility>
 
 #include "policy/length_belief.h"
@@ -23,10 +24,12 @@ namespace slicellm {
 //  * Relegation. What can no longer make it keeps its KV while there is room and runs only when
 //    nothing else can. A task that could not make it even alone runs after these; while any other
 //    is live, nothing is different for its being there.
-//  * Steps. Among batch sizes the one with the least time a token that lets every admitted task
-//    keep its due times, most urgent rows first. Prompts join when the rows' slack allows it, cut
-//    where that is cheap, or when their own first token is the more urgent.
-//    Rows with only a deadline do not wait for rows worth much less.
+//  * Steps. Rows whose token would be late if they waited for the next step or the first prompt, in
+//    the batch with the least time a token that lets every admitted task keep its due times. Then
+//    prompts, in the smallest pieces that cost little more than the whole, where the rows' slack
+//    allows it, or where waiting loses more than the rows do. If none joins, rows run ahead where
+//    they cost no more than they ever will. Rows with only a deadline do not wait for rows worth
+//    much less.
 //
 // Token k of a task with TPOT is due 0.95 k * TPOT after its first token: it may end at any of
 // them, and a lead builds up. The tokens of a task with a deadline are due evenly over 0.7 of it,
@@ -41,6 +44,9 @@ class Pace : public Policy {
   StepPlan plan(const View& view) override;
   void commit(const StepPlan& plan, const StepOutcome& outcome, const View& view) override;
   std::string inspect() const override;
+
+ protected:
+  std::unordered_map<TaskId, int32_t> told_;  // output tokens of live tasks, where they are told
 
  private:
   // Times the value: worth leaving room, or delaying others, for.
@@ -63,9 +69,10 @@ class Pace : public Policy {
   enum class Place { none, waiting, started, lost, hopeless };
   struct Job {
     Kind* kind = nullptr;
+    TaskLength lengths;
     Place place = Place::none;
     Ranked entry;               // in waiting_: rank = -value
-    double prompt = 0;          // seconds of its first prefill
+    double prompt = 0;          // seconds of prefill that it needs before it decodes
     Ranked start_by;            // in latest_: rank = latest start of its prefill
     uint64_t admitted = 0;      // stamp of the last plan that admitted it
     bool was_admitted = false;  // by a plan that was committed
@@ -79,7 +86,9 @@ class Pace : public Policy {
     TaskId id;
     int32_t slot;
     double value;  // of its class
-    bool deadline_only = false;
+    // Of a row: expected utility lost a second that the token comes late, by an end before it has
+    // caught up; infinity if it has only a deadline.
+    double late = 0;
     bool operator<(const Row& o) const { return due != o.due ? due < o.due : id < o.id; }
   };
 
@@ -87,7 +96,6 @@ class Pace : public Policy {
   static bool made_it(const TaskView& task);
   Kind& kind_of(const TaskView& task);
   double prefill_seconds(const TaskView& task, const View& view) const;
-  double rest_of_prefill(const TaskView& task, const Job& job, const View& view) const;
   double first_due(const TaskView& task, const Job& job) const;
   double token_due(const TaskView& task, const Job& job) const;
   bool is_hopeless(const TaskView& task, const View& view) const;
@@ -103,12 +111,17 @@ class Pace : public Policy {
   void judge(Kind& kind, bool made_it) const;
 
   void choose_step(StepBuilder& step);
-  int32_t choose_batch();
+  int32_t most_rows() const;
+  int32_t choose_batch(const StepBuilder& step);
+  int32_t run_ahead(int32_t batch) const;
   bool leave_out_least();
   int32_t prompt_tokens(const Row& prompt, int32_t batch, const StepBuilder& step) const;
+  void decode(int32_t first, int32_t last, StepBuilder& step) const;
   void run_leftovers(StepBuilder& step) const;
   bool run_one(int32_t slot, StepBuilder& step) const;
-  bool keeps_due(double first, double next, int32_t batch, double value = 0) const;
+  int32_t piece(int32_t slot, const StepBuilder& step) const;
+  bool keeps_due(double first, int32_t batch) const { return late_cost(first, batch) == 0; }
+  double late_cost(double first, int32_t batch, double value = 0) const;
   bool make_room(int32_t slot, int32_t tokens, StepBuilder& step) const;
 
   const bool learns_;
@@ -134,6 +147,16 @@ class Pace : public Policy {
   double predicted_ = 0;             // seconds of the planned step
   std::vector<Row> rows_, prompts_;  // admitted, by due time: ready to decode; to be prefilled
   std::vector<Row> aside_;           // of rows_: those that others are worth much more than
+};
+
+// Pace that believes what it is told of each task's length; of a task that it was told nothing of,
+// what pace does.
+class PaceTold final : public Pace, public LengthListener {
+ public:
+  using Pace::Pace;
+  std::string name() const override { return "pace-told"; }
+  LengthListener* length_listener() override { return this; }
+  void tell(TaskId id, int32_t output_tokens) override { told_[id] = output_tokens; }
 };
 
 }  // namespace slicellm

@@ -32,7 +32,7 @@ bool Pace::is_hopeless(const TaskView& task, const View& view) const {
   const int32_t tokens = task.pending();
   const StepFeatures alone = {
       .tokens = tokens, .rows = 1, .chunk_work = 0.5 * tokens * tokens, .prefill_tokens = tokens};
-  const double first = view.now + view.latency->predict(alone).median - task.arrival;
+  const double first = view.latency->predict(alone).median;
   if (task.slo.ttft && first > *task.slo.ttft) return true;
   if (task.slo.deadline && first > *task.slo.deadline) return true;
   return task.slo.tpot && task.max_tokens > 1 &&
@@ -42,7 +42,7 @@ bool Pace::is_hopeless(const TaskView& task, const View& view) const {
 // Whether `task` can no longer make it, even if it ran alone from now on.
 bool Pace::is_lost(const TaskView& task, const Job& job, double now) const {
   const double fast = curve_.max_rows() > 0 ? curve_.step(1) : 0;
-  const LengthBelief& lengths = job.kind->lengths;
+  const TaskLength& lengths = job.lengths;
   if (task.produced == 0) {
     if (task.slo.ttft && now + job.prompt > task.arrival + *task.slo.ttft) return true;
     if (!task.slo.deadline) return false;
@@ -50,13 +50,12 @@ bool Pace::is_lost(const TaskView& task, const Job& job, double now) const {
     return now + job.prompt + rest > task.arrival + *task.slo.deadline;
   }
   if (first_is_late(task)) return true;
-  if (task.slo.deadline &&
-      now + lengths.low_remaining(task.produced) * fast > task.arrival + *task.slo.deadline) {
-    return true;
-  }
+  const double decoding = now + job.prompt;
+  const double least = lengths.low_remaining(task.produced) * fast;
+  if (task.slo.deadline && decoding + least > task.arrival + *task.slo.deadline) return true;
   if (!task.slo.tpot) return false;
   // Behind by more than running alone to its end could make up for.
-  const double behind = now - (task.first_token_time + (task.produced - 1) * *task.slo.tpot);
+  const double behind = decoding - (task.first_token_time + (task.produced - 1) * *task.slo.tpot);
   const double rest = lengths.high_remaining(task.produced);
   return behind + rest * fast > rest * *task.slo.tpot;
 }
@@ -87,8 +86,7 @@ MissCause Pace::cause_of(const TaskView& task, const Job& job, double now) const
   if (first_is_late(task)) punctual.first_token_time -= overrun;
   if (!is_lost(punctual, job, now - overrun)) return MissCause::slow_steps;
   if (task.produced == 0 || first_is_late(task)) return MissCause::too_late;
-  return task.produced > job.kind->lengths.high_remaining(0) ? MissCause::length
-                                                             : MissCause::starved;
+  return task.produced > job.lengths.high_remaining(0) ? MissCause::length : MissCause::starved;
 }
 
 // Moves a task that can no longer make it behind all that can.

@@ -1,5 +1,6 @@
 // Pace's choice of the step: which admitted rows decode, which prompts join them.
 #include <algorithm>
+#include <cmath>
 
 #include "policy/pace.h"
 
@@ -7,7 +8,9 @@ namespace slicellm {
 namespace {
 
 constexpr int32_t kLeastChunk = 16;  // tokens of a prompt that is cut
-constexpr double kCutCost = 1.3;     // most that a cut prompt may cost a token, beside a whole one
+constexpr double kPieceCost = 1.05;  // most that a piece of a prompt may cost a token, beside all
+constexpr double kCutCost = 1.3;     // most that a cut piece may cost a token, beside a whole one
+constexpr double kDelay = 0.3;       // most that a prompt in time may cost rows, by its utility
 
 // Of the step so far with a chunk of `extra_tokens` on top of `past` tokens.
 double duration(const StepBuilder& step, int32_t extra_tokens, int32_t past) {
@@ -28,15 +31,16 @@ bool moves_kv(int32_t slot, const StepBuilder& step) {
 
 }  // namespace
 
-// Do all admitted rows worth at least `value` get their next token in time when the first step
-// takes `first` seconds, the later ones `next`, `batch` rows each, most urgent first?
-bool Pace::keeps_due(double first, double next, int32_t batch, double value) const {
-  double end = now_ + first;
+// Expected utility lost by admitted rows worth at least `value` that get their next token late when
+// the first step takes `first` seconds and the later ones hold `batch` rows each, most urgent
+// first.
+double Pace::late_cost(double first, int32_t batch, double value) const {
+  double end = now_ + first, cost = 0;
   for (size_t i = 0; i < rows_.size(); ++i) {
-    if (i > 0 && i % static_cast<size_t>(batch) == 0) end += next;
-    if (rows_[i].due < end && rows_[i].value >= value) return false;
+    if (i > 0 && i % static_cast<size_t>(batch) == 0) end += curve_.step(batch);
+    if (rows_[i].due < end && rows_[i].value >= value) cost += (end - rows_[i].due) * rows_[i].late;
   }
-  return true;
+  return cost;
 }
 
 // Brings `slot`'s KV to the device, with room for `tokens` more.
@@ -57,38 +61,51 @@ bool Pace::make_room(int32_t slot, int32_t tokens, StepBuilder& step) const {
   return step.free_blocks() >= need && (!on_host || step.swap_in(slot));
 }
 
-// How many of rows_, the most urgent first, decode in this step.
-int32_t Pace::choose_batch() {
-  // A row is left for a prompt.
-  const int32_t most_rows = std::max(1, curve_.max_rows() - (prompts_.empty() ? 0 : 1));
-  const auto keeps = [this](int32_t b) { return keeps_due(curve_.step(b), curve_.step(b), b); };
+// Rows that may decode; one is left for a prompt.
+int32_t Pace::most_rows() const {
+  const int32_t most = std::max(1, curve_.max_rows() - (prompts_.empty() ? 0 : 1));
+  return std::min(static_cast<int32_t>(rows_.size()), most);
+}
+
+// How many of rows_, the most urgent first, this step must hold, because the next one or the first
+// prompt may delay them too much: the most efficient batch that keeps every due time; if none does,
+// that of the rows worth much more than the least; if they are all alike, the most efficient.
+int32_t Pace::choose_batch(const StepBuilder& step) {
+  double prompt = 0;
+  if (!prompts_.empty()) {
+    const int32_t slot = prompts_.front().slot;
+    prompt = duration(step, piece(slot, step), step.view().tasks[slot].cached);
+  }
   aside_.clear();
-  int32_t ready = 0, batch = 0;
+  int32_t batch = 0;
   do {
-    ready = std::min(static_cast<int32_t>(rows_.size()), most_rows);
-    if (ready == 0) return 0;
-    // Rows that this step must hold, because the next one may come too late for them; while nothing
-    // else wants the time, all.
+    const int32_t ready = most_rows();
+    const auto late = [&](int32_t b) {
+      return rows_[b].due < now_ + curve_.step(b + 1) + std::max(prompt, curve_.step(b + 1));
+    };
     batch = 0;
-    while (batch < ready && rows_[batch].due < now_ + 2 * curve_.step(batch + 1)) ++batch;
-    if (prompts_.empty() || batch == 0) batch = ready;
-    // The most efficient batch that keeps every due time; if none does, that of the rows worth much
-    // more than the least; if they are all alike, the most efficient.
+    while (batch < ready && late(batch)) ++batch;
+    if (prompts_.empty()) batch = ready;
+    if (batch == 0) break;
     const int32_t most = curve_.best_rows(batch);
     batch = most;
-    while (batch > 1 && !keeps(batch)) batch = curve_.best_rows(batch - 1);
-    if (keeps(batch)) break;
+    while (batch > 1 && !keeps_due(curve_.step(batch), batch)) batch = curve_.best_rows(batch - 1);
+    if (keeps_due(curve_.step(batch), batch)) break;
     batch = most;
   } while (leave_out_least());
   rows_.insert(rows_.end(), aside_.begin(), aside_.end());
-  ready = std::min(static_cast<int32_t>(rows_.size()), most_rows);
-  // Others run ahead where they cost no more than they ever will.
-  const double cheapest = curve_.per_token(curve_.max_rows());
-  for (int32_t b = ready; b > batch; --b) {
-    const double cost = curve_.step(b) - curve_.step(batch);
-    if (cost <= (b - batch) * cheapest && (!aside_.empty() || keeps(b))) return b;
-  }
   return batch;
+}
+
+// No prompt joins: `batch` rows and others that cost no more now than they ever will.
+int32_t Pace::run_ahead(int32_t batch) const {
+  const double cheapest = curve_.per_token(curve_.max_rows());
+  for (int32_t b = most_rows(); b > batch; --b) {
+    const double cost = batch > 0 ? curve_.step(b) - curve_.step(batch) : 0;
+    if (cost > (b - batch) * cheapest) continue;
+    if (!aside_.empty() || keeps_due(curve_.step(b), b)) return b;
+  }
+  return batch > 0 || rows_.empty() ? batch : curve_.best_rows(most_rows());
 }
 
 // Takes rows that rows with nothing but a deadline are worth much more than out of this step; false
@@ -97,7 +114,7 @@ bool Pace::leave_out_least() {
   double least = rows_.front().value, greatest = 0;
   for (const Row& row : rows_) {
     least = std::min(least, row.value);
-    if (row.deadline_only) greatest = std::max(greatest, row.value);
+    if (std::isinf(row.late)) greatest = std::max(greatest, row.value);
   }
   if (greatest <= kMuchMore * least) return false;
   const auto rest = std::stable_partition(
@@ -107,42 +124,65 @@ bool Pace::leave_out_least() {
   return true;
 }
 
-// Tokens of `prompt` to prefill beside `batch` rows: all, a part, or 0 if it must wait.
+// The fewest tokens of a prompt that cost little more a token than as many as the step takes: what
+// comes in the meantime waits no longer than it must.
+int32_t Pace::piece(int32_t slot, const StepBuilder& step) const {
+  const TaskView& task = step.view().tasks[slot];
+  int32_t tokens = step.whole_prefill(slot);
+  if (!task.prefill_divisible || tokens <= 0) return tokens;
+  const double each = kPieceCost * duration(step, tokens, task.cached) / tokens;
+  while (tokens / 2 >= kLeastChunk &&
+         duration(step, tokens / 2, task.cached) <= each * (tokens / 2)) {
+    tokens /= 2;
+  }
+  return tokens;
+}
+
+// Tokens of `prompt` to prefill beside `batch` rows: a piece, a part of it, or 0 if it must wait.
 int32_t Pace::prompt_tokens(const Row& prompt, int32_t batch, const StepBuilder& step) const {
   const TaskView& task = step.view().tasks[prompt.slot];
-  const int32_t whole = step.whole_prefill(prompt.slot);
+  const int32_t whole = piece(prompt.slot, step);
   if (whole <= 0 || batch == 0) return whole;
   const double next = curve_.step(batch);
   const double with = duration(step, whole, task.cached);
-  if (keeps_due(with, next, batch)) return whole;
-  // Not without delaying a row: only if its own first token comes before theirs, or if it is worth
-  // much more than those it delays.
-  const bool due_soon = prompt.due < now_ + next + with;
-  const bool before_rows = prompt.due < now_ + next && prompt.due < rows_.front().due;
-  if (due_soon && (before_rows || keeps_due(with, next, batch, prompt.value / kMuchMore))) {
-    return whole;
+  if (keeps_due(with, batch)) return whole;
+  // Not without delaying a row: only when it could be late itself, and comes before the rows, is
+  // worth much more than those it delays, or loses more by waiting than they do.
+  if (prompt.due < now_ + next + with) {
+    const double rest = jobs_[prompt.slot].prompt + next;
+    if (prompt.due < std::min(now_ + next, rows_.front().due) ||
+        late_cost(with, batch, prompt.value / kMuchMore) == 0 ||
+        late_cost(rest, batch) <= kDelay * task.utility) {
+      return whole;
+    }
   }
   if (!task.prefill_divisible) return 0;
   // The largest of a few chunks that keeps the due times, if it costs little more in all.
   const double without = duration(step, 0, 0);
   for (int32_t tokens = whole / 2; tokens >= kLeastChunk; tokens /= 2) {
     const double part = duration(step, tokens, task.cached);
-    if (!keeps_due(part, next, batch)) continue;
+    if (!keeps_due(part, batch)) continue;
     return (part - without) / tokens <= kCutCost * (with - without) / whole ? tokens : 0;
   }
   return 0;
 }
 
-void Pace::choose_step(StepBuilder& step) {
-  const int32_t batch = choose_batch();
-  for (int32_t i = 0; i < batch; ++i) {
+// Adds a token of rows_[first .. last), where there is room.
+void Pace::decode(int32_t first, int32_t last, StepBuilder& step) const {
+  for (int32_t i = first; i < last; ++i) {
     if (make_room(rows_[i].slot, 1, step)) step.decode(rows_[i].slot);
   }
+}
+
+void Pace::choose_step(StepBuilder& step) {
+  const int32_t batch = choose_batch(step);
+  decode(0, batch, step);
   for (const Row& prompt : prompts_) {
     const int32_t tokens = prompt_tokens(prompt, batch, step);
     if (tokens <= 0) break;
     if (!make_room(prompt.slot, tokens, step) || !step.prefill(prompt.slot, tokens)) break;
   }
+  if (step.plan().prefill.empty()) decode(batch, run_ahead(batch), step);
   if (!step.plan().runs()) run_leftovers(step);
 }
 
@@ -173,7 +213,7 @@ void Pace::run_leftovers(StepBuilder& step) const {
 // Adds a token of `slot`, or its prefill, if there is room.
 bool Pace::run_one(int32_t slot, StepBuilder& step) const {
   const bool ready = step.view().tasks[slot].ready_to_decode();
-  const int32_t tokens = ready ? 1 : step.whole_prefill(slot);
+  const int32_t tokens = ready ? 1 : piece(slot, step);
   if (tokens <= 0 || moves_kv(slot, step) || !make_room(slot, tokens, step)) return false;
   return ready ? step.decode(slot) : step.prefill(slot, tokens);
 }

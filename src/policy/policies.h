@@ -14,6 +14,9 @@ std::unique_ptr<Policy> make_slice(const Parameters& parameters);
 PolicyInfo pace_info();
 std::unique_ptr<Policy> make_pace(const Parameters& parameters);
 
+PolicyInfo pace_told_info();
+std::unique_ptr<Policy> make_pace_told(const Parameters& parameters);
+
 PolicyInfo orca_info();
 std::unique_ptr<Policy> make_orca(const Parameters& parameters);
 // Orca's rules under another name and cap.

@@ -22,6 +22,7 @@ constexpr Entry kEntries[] = {
     {rad_like_info, make_rad_like},
     {edf_info, make_edf},
     {priority_pause_info, make_priority_pause},
+    {pace_told_info, make_pace_told},
 };
 
 }  // namespace

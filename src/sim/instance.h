@@ -17,10 +17,12 @@ class Instance {
   // `options` must outlive the instance.
   Instance(SimInstance parts, const EngineOptions& options)
       : clock_(make_virtual_clock()),
+        length_listener_(parts.policy->length_listener()),
         loop_(std::move(parts.executor), std::move(parts.policy), std::move(parts.belief), clock_,
               options) {}
 
   Loop& loop() { return loop_; }
+  LengthListener* length_listener() { return length_listener_; }  // the policy's; may be null
   // When to read the log and iterate; infinity while nothing can happen.
   double next() const { return next_; }
 
@@ -41,6 +43,7 @@ class Instance {
 
  private:
   std::shared_ptr<Clock> clock_;
+  LengthListener* length_listener_;
   Loop loop_;
   double next_ = std::numeric_limits<double>::infinity();
 };

@@ -134,11 +134,16 @@ class Simulation {
     spec.true_output_tokens =
         task.output_tokens > 0 ? task.output_tokens - produced : task.output_tokens;
     spec.validate();
-    instances_[static_cast<size_t>(d.instance)]->enqueue(
-        std::make_unique<TaskState>(std::move(spec), static_cast<TaskId>(i + 1),
-                                    class_ids_[task.class_id], result_.tasks.arrival[i],
-                                    kNoTokenBytes),
-        now_);
+    Instance& instance = *instances_[static_cast<size_t>(d.instance)];
+    if (LengthListener* told = instance.length_listener()) {
+      told->tell(static_cast<TaskId>(i + 1),
+                 spec.true_output_tokens > 0 ? std::min(spec.true_output_tokens, spec.max_tokens)
+                                             : spec.max_tokens);
+    }
+    instance.enqueue(std::make_unique<TaskState>(std::move(spec), static_cast<TaskId>(i + 1),
+                                                 class_ids_[task.class_id],
+                                                 result_.tasks.arrival[i], kNoTokenBytes),
+                     now_);
   }
 
   void read_log(size_t k) {
