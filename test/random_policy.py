@@ -40,15 +40,16 @@ class RandomPolicy(_core.Policy):
         for slot in slots:
             task = view.task(slot)
             place, blocks, cached = task.kv, task.blocks, task.cached
+            freed = blocks - task.shared
             if place != "none" and rng.random() < self.move:
                 kv.append(("drop", slot))
                 free, free_host = (
-                    (free + blocks, free_host) if place == "device" else (free, free_host + blocks)
+                    (free + freed, free_host) if place == "device" else (free, free_host + blocks)
                 )
                 place, blocks, cached = "none", 0, 0
             elif place == "device" and blocks <= free_host and rng.random() < self.move:
                 kv.append(("swap_out", slot))
-                free, free_host, place = free + blocks, free_host - blocks, "host"
+                free, free_host, place = free + freed, free_host - blocks, "host"
             elif place == "host" and blocks <= free and rng.random() < 0.3:
                 kv.append(("swap_in", slot))
                 free, free_host, place = free - blocks, free_host + blocks, "device"
@@ -96,13 +97,18 @@ class RandomPolicy(_core.Policy):
         return {"padding_rows": pad_rows, "padding_prompts": prompts}
 
     def force(self, view: _core.View) -> _core.StepPlan:
-        """The oldest task alone, everything else dropped: always possible."""
+        """The oldest task alone, everything else dropped: always possible, though blocks that
+        several tasks share only count as free after the drop."""
         kv = [("drop", slot) for slot in view.live if view.task(slot).kv != "none"]
         self.moves["drop"] += len(kv)
         task = view.task(view.live[0])
+        held = (view.task(slot) for slot in view.live)
+        free = view.free_blocks + sum(t.blocks - t.shared for t in held if t.kv == "device")
+        if free == 0:
+            return _core.StepPlan(kv=kv)
         n = min(
             task.prompt_len + task.produced,
             view.max_step_tokens,
-            view.total_blocks * view.block_tokens,
+            free * view.block_tokens,
         )
         return _core.StepPlan(prefill=[(view.live[0], n)], kv=kv)

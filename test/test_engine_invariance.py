@@ -45,8 +45,12 @@ def random_task(rng: random.Random, model: _core.Model) -> dict[str, Any]:
     """Arguments of a task that fits the model; greedy or sampled."""
     longest = model.spec["max_positions"]
     prompt = rng.randint(1, min(24, longest - 2))
+    ids = [rng.randrange(model.spec["vocab"]) for _ in range(prompt)]
+    if rng.random() < 0.5:  # a beginning that other tasks have too, longer than a KV block
+        common = [(7 * i + 3) % model.spec["vocab"] for i in range(BLOCK_TOKENS + 3)]
+        ids[: len(common)] = common[:prompt]
     return {
-        "prompt": [rng.randrange(model.spec["vocab"]) for _ in range(prompt)],
+        "prompt": ids,
         "max_tokens": rng.randint(1, min(12, longest - prompt)),
         "temperature": rng.choice([0.0, 0.7, 1.5]),
         "top_k": rng.choice([0, 5]),
@@ -108,6 +112,7 @@ def test_any_schedule_gives_the_same_bits(
         host_kv_bytes=host_blocks * model.kv_block_bytes,
         max_rows=rng.randint(1, 8),
         max_step_tokens=rng.randint(36, 64),  # room for an indivisible prompt and its answer
+        prefix_cache=rng.random() < 0.5,
     )
     arrivals = [rng.choice([0.0, rng.random() * 0.01]) for _ in tasks]
     handles = engine.submit_all(
@@ -139,12 +144,14 @@ def test_random_schedules_do_what_they_are_for(tmp_path: Path, load: Models) -> 
         kv_cache_bytes=24 * model.kv_block_bytes,
         host_kv_bytes=10 * model.kv_block_bytes,
         max_rows=6,
+        prefix_cache=True,
     )
     rng = random.Random(7)
     tasks = [random_task(rng, model) for _ in range(300)]
     handles = engine.submit_all([_core.TaskSpec(**task) for task in tasks])
     engine.wait_idle()
     engine.check_integrity()
+    assert engine.stats()["reused_tokens"] > 1000
     assert min(policy.moves.values()) > 50, str(policy.moves)
     events = engine.drain_events()
     kinds = {kind for _, _, kind, _ in events}

@@ -67,6 +67,7 @@ struct TaskResult {
   std::string error;  // for reason error or rejected: one sentence
   double arrival = 0, finish_time = 0;
   int32_t prompt_tokens = 0;
+  int32_t cached_tokens = 0;  // of the prompt, spared by the prefix cache
   std::vector<Token> tokens;
   std::string
       text;  // UTF-8 output without stop strings; empty if the engine has no id->bytes table
@@ -96,7 +97,10 @@ struct EngineOptions {
   int32_t max_context = 0;         // prompt + output; 0 = what the model and the KV pool allow
   int32_t max_queue = 100000;      // live tasks; beyond it submit is rejected
   bool prefill_divisible = true;   // from the model
-  int32_t vocab = 0;               // token ids are checked against it
+  // Keep KV blocks of ended tasks while there is room, and share those of a common prefix. Needs a
+  // divisible prefill (else it is off), and prompts whose token ids mean what they say.
+  bool prefix_cache = false;
+  int32_t vocab = 0;  // token ids are checked against it
   std::vector<int32_t> eos_ids;
   std::vector<std::string> token_bytes;  // id -> bytes, for text and stop strings; may be empty
   bool record_events = true;             // keep the event log and step records until drained
@@ -104,6 +108,7 @@ struct EngineOptions {
 
 struct EngineStats {
   int64_t steps = 0, submitted = 0, finished = 0;
+  int64_t prefill_tokens = 0, reused_tokens = 0;  // computed; spared by the prefix cache
   int32_t live = 0, free_blocks = 0, total_blocks = 0, free_host_blocks = 0, total_host_blocks = 0;
   double busy_seconds = 0;
 };

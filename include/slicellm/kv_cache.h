@@ -40,25 +40,36 @@ class KvStorage {
 };
 
 // Free list with reference counts over block ids 0..n-1. Asks are pure, does act and throw
-// Error(resource) when asked for more than is free. Blocks may be shared (count > 1).
+// Error(resource) when asked for more than is free. Blocks may be shared (count > 1). A free block
+// may be kept: it is given out after all others, the longest kept first, so that until then it can
+// be taken back with what it holds.
 class BlockAllocator {
  public:
   explicit BlockAllocator(int32_t num_blocks);
 
   int32_t num_blocks() const { return static_cast<int32_t>(refs_.size()); }
-  int32_t num_free() const { return static_cast<int32_t>(free_.size()); }
+  int32_t num_free() const { return static_cast<int32_t>(free_.size()) + num_kept_; }
+  int32_t num_shared() const { return num_shared_; }  // with a count above 1
   bool can_allocate(int32_t count) const { return count <= num_free(); }
-  int32_t allocate();           // reference count 1; lowest recently freed first
-  void share(int32_t block);    // +1
-  void release(int32_t block);  // -1; free at 0
+  int32_t allocate();                              // reference count 1; lowest recently freed first
+  void share(int32_t block);                       // +1; also of a kept block
+  void release(int32_t block, bool keep = false);  // -1; free at 0
   int32_t refs(int32_t block) const { return refs_[block]; }
 
   // free + referenced == total and no block is in both sets; throws Error(state) otherwise.
   void check_integrity() const;
 
  private:
+  // Kept blocks are a ring through `num_blocks()`, longest kept first.
+  struct Link {
+    int32_t before = -1, after = -1;  // -1: not kept
+  };
+  void unlink(int32_t block);
+
   std::vector<int32_t> free_;
   std::vector<int32_t> refs_;
+  std::vector<Link> kept_;  // [num_blocks + 1]
+  int32_t num_kept_ = 0, num_shared_ = 0;
 };
 
 }  // namespace slicellm

@@ -33,10 +33,13 @@ struct TaskView {
   double last_token_time = std::numeric_limits<double>::quiet_NaN();
   KvState kv = KvState::none;
   int32_t blocks = 0;  // KV blocks held, on the side that `kv` says
+  int32_t shared = 0;  // those of them that other tasks hold too (a common prefix)
   FinishReason ended = FinishReason::none;  // why it ended; set while its end is told
 
   // Tokens known but not in KV. A first pass or a recompute has more than one (or produced == 0).
   int32_t pending() const { return prompt_len + produced - cached; }
+  // Blocks that are free once the task's KV is dropped or swapped out.
+  int32_t freed() const { return blocks - shared; }
   bool ready_to_decode() const { return produced > 0 && pending() == 1; }
 };
 
@@ -144,7 +147,7 @@ class PlanChecker {
   struct Slot {
     uint64_t stamp = 0;
     KvState kv = KvState::none;
-    int32_t blocks = 0, cached = 0;
+    int32_t blocks = 0, freed = 0, cached = 0;
     bool used = false;  // runs or ends
     bool relegated = false;
   };

@@ -260,6 +260,7 @@ class TaskView:
     last_token_time: float
     kv: str  # "none", "device", "host"
     blocks: int
+    shared: int  # blocks that other tasks hold too
     ended: str  # a finish reason, set while its end is told; else "none"
     def __init__(self, **fields: Any) -> None: ...
     def pending(self) -> int: ...
@@ -399,6 +400,7 @@ class Engine:
         max_step_tokens: int = 2048,
         max_context: int = 0,
         max_queue: int = 100000,
+        prefix_cache: bool = False,  # ignored where a prompt attends both ways
         token_bytes: Sequence[bytes] = (),
         eos_ids: Sequence[int] | None = None,  # None = the model's
         record_events: bool = True,

@@ -36,6 +36,9 @@ class Engine:
         max_step_tokens: most tokens in one step.
         max_context: longest prompt + answer; 0 = what model and memory allow.
         max_queue: most live tasks; more are refused with ResourceError.
+        prefix_cache: keep K and V of ended tasks while memory allows, and share what prompts have
+            in common (whole KV blocks of 16 tokens); off where a prompt attends both ways
+            (ChatGLM-6B).
         record_events: keep the event log and step records until they are drained from `core`.
 
     Attributes:
@@ -58,6 +61,7 @@ class Engine:
         max_step_tokens: int = 2048,
         max_context: int = 0,
         max_queue: int = 100_000,
+        prefix_cache: bool = True,
         record_events: bool = False,
     ) -> None:
         if isinstance(model, Model):
@@ -82,6 +86,7 @@ class Engine:
             max_step_tokens=max_step_tokens,
             max_context=max_context,
             max_queue=max_queue,
+            prefix_cache=prefix_cache,
             token_bytes=model.token_bytes,
             record_events=record_events,
         )

@@ -95,6 +95,7 @@ class Result:
             "deadline", "cancelled", "rejected" or "error".
         error: one sentence, for "rejected" and "error".
         prompt_tokens: tokens of the prompt.
+        cached_tokens: those of them that the prefix cache spared computing.
         ttft_ms: arrival to first token; None without tokens.
         tpot_ms: mean time per token after the first; None below two tokens.
         e2el_ms: arrival to last token; None without tokens.
@@ -109,6 +110,7 @@ class Result:
     finish_reason: str
     error: str
     prompt_tokens: int
+    cached_tokens: int
     ttft_ms: float | None
     tpot_ms: float | None
     e2el_ms: float | None
@@ -133,6 +135,7 @@ def make_result(task: Task, output: Mapping[str, Any]) -> Result:
         finish_reason=reason,
         error=output["error"],
         prompt_tokens=output["prompt_tokens"],
+        cached_tokens=output["cached_tokens"],
         ttft_ms=ttft,
         tpot_ms=tpot,
         e2el_ms=e2el,

@@ -128,6 +128,7 @@ py::dict to_dict(const TaskResult& result) {
   d["arrival"] = result.arrival;
   d["finish_time"] = result.finish_time;
   d["prompt_tokens"] = result.prompt_tokens;
+  d["cached_tokens"] = result.cached_tokens;
   d["token_ids"] = ids;
   d["token_times"] = times;
   d["logprobs"] = logprobs;
@@ -258,6 +259,8 @@ std::shared_ptr<PyEngine> make_engine(const std::shared_ptr<Model>& model, const
   options.eos_ids = eos_ids.is_none() ? spec.eos_ids : to_ids(eos_ids, "eos_ids");
   const py::object token_bytes = keywords.take("token_bytes");
   if (!token_bytes.is_none()) options.token_bytes = to_bytes(token_bytes, "token_bytes");
+  const py::object prefix_cache = keywords.take("prefix_cache");
+  if (!prefix_cache.is_none()) options.prefix_cache = to_bool(prefix_cache, "prefix_cache");
   const py::object record_events = keywords.take("record_events");
   if (!record_events.is_none()) options.record_events = to_bool(record_events, "record_events");
   const int64_t device_bytes = keywords.integer("kv_cache_bytes", 0, 0, kMaxBytes,
@@ -273,6 +276,8 @@ py::dict stats_dict(const EngineStats& stats) {
   d["steps"] = stats.steps;
   d["submitted"] = stats.submitted;
   d["finished"] = stats.finished;
+  d["prefill_tokens"] = stats.prefill_tokens;
+  d["reused_tokens"] = stats.reused_tokens;
   d["live"] = stats.live;
   d["free_blocks"] = stats.free_blocks;
   d["total_blocks"] = stats.total_blocks;

@@ -61,6 +61,11 @@ void validate(const TaskView& t) {
   require_count(in_task("produced"), t.produced);
   require_count(in_task("cached"), t.cached);
   require_count(in_task("blocks"), t.blocks);
+  require_count(in_task("shared"), t.shared);
+  if (t.shared > t.blocks) {
+    throw Error(ErrorKind::invalid_argument, in_task("shared"), std::to_string(t.shared),
+                "at most its blocks");
+  }
   if (t.cached >= t.prompt_len + t.produced) {
     throw Error(ErrorKind::invalid_argument, in_task("cached"), std::to_string(t.cached),
                 "fewer tokens than prompt_len + produced");
@@ -155,6 +160,7 @@ void bind_task_view(py::module_& m) {
       "kv", [](const TaskView& t) { return to_text(t.kv); },
       [](TaskView& t, const std::string& text) { t.kv = parse_kv(text); });
   c.def_readwrite("blocks", &TaskView::blocks);
+  c.def_readwrite("shared", &TaskView::shared);
   c.def_property(
       "ended", [](const TaskView& t) { return to_string(t.ended); },
       [](TaskView& t, const std::string& text) { t.ended = parse_ended(text); });

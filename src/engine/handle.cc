@@ -33,6 +33,7 @@ TaskResult TaskResultBox::take(double timeout) {
   news.arrival = result_.arrival;
   news.finish_time = result_.finish_time;
   news.prompt_tokens = result_.prompt_tokens;
+  news.cached_tokens = result_.cached_tokens;
   news.tokens.assign(result_.tokens.begin() + static_cast<std::ptrdiff_t>(taken_tokens_),
                      result_.tokens.end());
   news.text = result_.text.substr(taken_text_);
@@ -90,6 +91,11 @@ void TaskResultBox::add_text(std::string_view text) {
   std::unique_lock lock(mutex_);
   result_.text += text;
   notify(lock);
+}
+
+void TaskResultBox::add_cached(int32_t tokens) {
+  const std::lock_guard lock(mutex_);
+  result_.cached_tokens += tokens;
 }
 
 void TaskResultBox::end(FinishReason reason, std::string error, double time) {

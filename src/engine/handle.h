@@ -26,6 +26,7 @@ class TaskResultBox final : public TaskHandle {
   // Engine side. Nothing may follow `end`.
   void add(Token token, std::string_view text);
   void add_text(std::string_view text);
+  void add_cached(int32_t tokens);
   void end(FinishReason reason, std::string error, double time);
 
  private:

@@ -52,7 +52,8 @@ Loop::Loop(std::shared_ptr<Executor> executor, std::unique_ptr<Policy> policy,
       clock_(std::move(clock)),
       options_(options),
       ledger_(executor_->num_blocks(), executor_->num_host_blocks(),
-              executor_->kv_layout().block_tokens),
+              executor_->kv_layout().block_tokens,
+              options.prefix_cache && options.prefill_divisible),
       recorder_(options.record_events) {}
 
 View Loop::make_view(double now) const {
@@ -110,9 +111,7 @@ void Loop::take_in(double now) {
     if (const auto ends_at = task->ends_at()) deadlines_.emplace(*ends_at, task->id);
     dirty_ = true;
     const int32_t slot = table_.insert(std::move(task), options_.prefill_divisible);
-    call_policy([&](Policy& policy) {
-      policy.on({TaskEventKind::arrive, slot}, make_view(now));
-    });
+    call_policy([&](Policy& policy) { policy.on({TaskEventKind::arrive, slot}, make_view(now)); });
   }
   while (!deadlines_.empty() && deadlines_.top().first <= now) {
     const int32_t slot = table_.find(deadlines_.top().second);
@@ -135,6 +134,7 @@ void Loop::end_scheduled(std::unique_ptr<TaskState> task, FinishReason reason, s
 
 void Loop::finish(int32_t slot, FinishReason reason, std::string error, double now) {
   TaskState& task = table_.state(slot);
+  if (reason == FinishReason::error) ledger_.forget(task.kv);  // it may hold NaN
   ledger_.release(task.kv);
   table_.sync_kv(slot);
   if (task.admitted) executor_->remove_task(task.id);
@@ -148,9 +148,7 @@ void Loop::finish(int32_t slot, FinishReason reason, std::string error, double n
   ended_.push_back({task.handle, reason, std::move(error), now});
   ++stats_.finished;
   table_.view(slot).ended = reason;
-  call_policy([&](Policy& policy) {
-    policy.on({TaskEventKind::finish, slot}, make_view(now));
-  });
+  call_policy([&](Policy& policy) { policy.on({TaskEventKind::finish, slot}, make_view(now)); });
   table_.clear(slot);
 }
 
@@ -200,6 +198,16 @@ double Loop::next_time() {
   return std::min(arrival, deadline);
 }
 
+// Tells the rows how many of their blocks others hold too.
+void Loop::count_shared_blocks() {
+  const bool shares = ledger_.device().num_shared() > 0;
+  if (!shares && !shares_) return;
+  for (int32_t slot : table_.live()) {
+    table_.view(slot).shared = ledger_.shared(table_.state(slot).kv);
+  }
+  shares_ = shares;
+}
+
 double Loop::iterate() {
   const double now = clock_->now();
   take_in(now);
@@ -207,6 +215,7 @@ double Loop::iterate() {
     if (std::exchange(dirty_, false)) check_integrity();
     return next_time();
   }
+  count_shared_blocks();
   const View view = make_view(now);
   StepPlan plan;
   call_policy([&](Policy& policy) { plan = policy.plan(view); });

@@ -79,10 +79,12 @@ class Loop {
   void end_scheduled(std::unique_ptr<TaskState> task, FinishReason reason, std::string error,
                      double now);
   void finish(int32_t slot, FinishReason reason, std::string error, double now);
+  void count_shared_blocks();
   double next_time();
 
   void run(const StepPlan& plan, double now);
   void move_kv(const std::vector<KvAction>& actions, double now, Batch& batch);
+  int32_t reuse_prefix(int32_t slot, int32_t tokens);
   void add_row(int32_t slot, int32_t tokens, bool prefill, double now, Batch& batch);
   void add_padding(int32_t past, int32_t tokens, bool sample, Batch& batch);
   StepResult execute(Batch batch, double now);
@@ -105,7 +107,8 @@ class Loop {
   Recorder recorder_;
   std::vector<EndedTask> ended_;
   EngineStats stats_;
-  bool dirty_ = false;  // something has lived since the last idle check
+  bool shares_ = false;  // some block was shared at the last look
+  bool dirty_ = false;   // something has lived since the last idle check
 
   // Of the step in progress; kept to reuse their memory.
   std::vector<Row> rows_;

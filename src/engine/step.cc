@@ -15,7 +15,6 @@ void Loop::run(const StepPlan& plan, double now) {
   outcome_.token_slots.clear();
   rows_.clear();
   leaving_.clear();
-  const double predicted = latency_->predict(outcome_.features).median;
 
   Batch batch;
   move_kv(plan.kv, now, batch);
@@ -36,6 +35,7 @@ void Loop::run(const StepPlan& plan, double now) {
   for (int32_t context : padding.rows) add_padding(context, 1, true, batch);
   for (int32_t pads : padding.prompts) add_padding(0, pads, false, batch);
 
+  const double predicted = latency_->predict(outcome_.features).median;
   double end = now;
   const bool runs = !batch.sequences.empty() || !batch.copies.empty();
   if (runs) {
@@ -95,6 +95,25 @@ void Loop::move_kv(const std::vector<KvAction>& actions, double now, Batch& batc
   }
 }
 
+// Takes what the prefix cache holds of a chunk; returns the tokens left to compute, at least one.
+int32_t Loop::reuse_prefix(int32_t slot, int32_t tokens) {
+  TaskState& task = table_.state(slot);
+  TaskView& view = table_.view(slot);
+  const int32_t end = view.cached + tokens;
+  const std::span all(task.tokens);
+  const int32_t covered = ledger_.attach(task.kv, view.cached, all.first(static_cast<size_t>(end)));
+  const int32_t reused = covered - view.cached;
+  if (reused == 0) return tokens;
+  StepFeatures& f = outcome_.features;
+  f.tokens -= reused;
+  f.prefill_tokens -= reused;
+  f.chunk_work -= 0.5 * reused * (double{1} * view.cached + covered);
+  stats_.reused_tokens += reused;
+  if (view.produced == 0) task.handle->add_cached(reused);
+  view.cached = covered;
+  return end - covered;
+}
+
 void Loop::add_row(int32_t slot, int32_t tokens, bool prefill, double now, Batch& batch) {
   TaskState& task = table_.state(slot);
   TaskView& view = table_.view(slot);
@@ -112,6 +131,7 @@ void Loop::add_row(int32_t slot, int32_t tokens, bool prefill, double now, Batch
     task.interrupted = false;
     recorder_.add(now, task.id, EventKind::resume);
   }
+  if (prefill) tokens = reuse_prefix(slot, tokens);
   ledger_.grow(task.kv, int64_t{view.cached} + tokens);
   table_.sync_kv(slot);
 
@@ -163,6 +183,8 @@ void Loop::commit_rows(StepResult& result, double end) {
     TaskView& view = table_.view(row.slot);
     const bool sampled = row.tokens == view.pending();
     view.cached += row.tokens;
+    ledger_.note(task.kv, std::span(task.tokens).first(static_cast<size_t>(view.cached)));
+    if (row.prefill) stats_.prefill_tokens += row.tokens;
     if (row.prefill) recorder_.add(end, task.id, EventKind::prefill, row.tokens);
     if (!sampled) continue;
     if (next == result.rows.size()) wrong("too few rows");

@@ -60,6 +60,7 @@ void TaskTable::sync_kv(int32_t slot) {
   const BlockTable& kv = states_[slot]->kv;
   views_[slot].kv = kv.state;
   views_[slot].blocks = static_cast<int32_t>(kv.blocks.size());
+  views_[slot].shared = std::min(views_[slot].shared, views_[slot].blocks);
 }
 
 }  // namespace slicellm

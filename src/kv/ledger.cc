@@ -1,5 +1,6 @@
 #include "kv/ledger.h"
 
+#include <algorithm>
 #include <string>
 
 #include "slicellm/error.h"
@@ -25,11 +26,28 @@ void require_free(const BlockAllocator& pool, int32_t count, const char* name) {
 
 }  // namespace
 
-KvLedger::KvLedger(int32_t device_blocks, int32_t host_blocks, int32_t block_tokens)
+KvLedger::KvLedger(int32_t device_blocks, int32_t host_blocks, int32_t block_tokens,
+                   bool prefix_cache)
     : device_(device_blocks), host_(host_blocks), block_tokens_(block_tokens) {
   if (block_tokens < 1) {
     throw Error(ErrorKind::invalid_argument, "block_tokens", std::to_string(block_tokens),
                 "at least 1");
+  }
+  if (prefix_cache) prefixes_.emplace(device_blocks, block_tokens);
+}
+
+int32_t KvLedger::take_device_block() {
+  const int32_t block = device_.allocate();
+  if (prefixes_) prefixes_->forget(block);
+  return block;
+}
+
+// Last blocks first: of a prefix that is kept, the end is forgotten before the beginning.
+void KvLedger::give_back(BlockAllocator& pool, const std::vector<int32_t>& blocks) {
+  const bool device = &pool == &device_;
+  for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
+    const bool keep = device && prefixes_ && prefixes_->content(*block) != PrefixCache::kNothing;
+    pool.release(*block, keep);
   }
 }
 
@@ -38,7 +56,7 @@ void KvLedger::grow(BlockTable& table, int64_t tokens) {
   const int32_t wanted = blocks_for(tokens);
   const int32_t missing = wanted - static_cast<int32_t>(table.blocks.size());
   if (missing > 0) require_free(device_, missing, "device KV");
-  for (int32_t i = 0; i < missing; ++i) table.blocks.push_back(device_.allocate());
+  for (int32_t i = 0; i < missing; ++i) table.blocks.push_back(take_device_block());
   if (!table.blocks.empty()) table.state = KvState::device;
 }
 
@@ -47,13 +65,13 @@ void KvLedger::move(BlockTable& table, BlockAllocator& from, BlockAllocator& to,
   require_free(to, static_cast<int32_t>(table.blocks.size()), to_host ? "host KV" : "device KV");
   scratch_.clear();
   for (int32_t source : table.blocks) {
-    const int32_t target = to.allocate();
+    const int32_t target = to_host ? to.allocate() : take_device_block();
     scratch_.push_back(target);
     copies.push_back({.to_host = to_host,
                       .device_block = to_host ? source : target,
                       .host_block = to_host ? target : source});
   }
-  for (int32_t source : table.blocks) from.release(source);
+  give_back(from, table.blocks);
   table.blocks.assign(scratch_.begin(), scratch_.end());
   table.state = to_host ? KvState::host : KvState::device;
 }
@@ -69,10 +87,48 @@ void KvLedger::swap_in(BlockTable& table, std::vector<KvCopy>& copies) {
 }
 
 void KvLedger::release(BlockTable& table) {
-  BlockAllocator& pool = table.state == KvState::host ? host_ : device_;
-  for (int32_t block : table.blocks) pool.release(block);
-  table.blocks.clear();
-  table.state = KvState::none;
+  give_back(table.state == KvState::host ? host_ : device_, table.blocks);
+  table = {};
+}
+
+int32_t KvLedger::attach(BlockTable& table, int32_t covered, std::span<const int32_t> tokens) {
+  const size_t size = static_cast<size_t>(block_tokens_);
+  const bool whole = covered == table.named * block_tokens_ &&
+                     table.blocks.size() == static_cast<size_t>(table.named);
+  if (!prefixes_ || table.state == KvState::host || !whole) return covered;
+  for (size_t next = table.blocks.size() * size; next + size < tokens.size(); next += size) {
+    const int32_t block = prefixes_->find(table.prefix, tokens.subspan(next, size));
+    if (block < 0) break;
+    device_.share(block);
+    table.blocks.push_back(block);
+    table.state = KvState::device;
+    table.prefix = prefixes_->content(block);
+    ++table.named;
+  }
+  return table.named * block_tokens_;
+}
+
+void KvLedger::note(BlockTable& table, std::span<const int32_t> tokens) {
+  if (!prefixes_) return;
+  const size_t size = static_cast<size_t>(block_tokens_);
+  for (size_t next = table.named * size; next + size <= tokens.size(); next += size) {
+    table.prefix =
+        prefixes_->add(table.blocks[table.named], table.prefix, tokens.subspan(next, size));
+    ++table.named;
+  }
+}
+
+void KvLedger::forget(const BlockTable& table) {
+  if (!prefixes_ || table.state != KvState::device) return;
+  for (int32_t block : table.blocks) prefixes_->forget(block);
+}
+
+int32_t KvLedger::shared(const BlockTable& table) const {
+  if (table.state != KvState::device) return 0;
+  // Only blocks that came from the prefix cache, or went to it, can be.
+  return static_cast<int32_t>(
+      std::count_if(table.blocks.begin(), table.blocks.begin() + table.named,
+                    [this](int32_t block) { return device_.refs(block) > 1; }));
 }
 
 void KvLedger::check_integrity() const {

@@ -93,7 +93,7 @@ PlanChecker::Slot& PlanChecker::touch(const char* list, size_t index, int32_t sl
   Slot& state = slots_[slot];
   if (state.stamp != stamp_) {
     const TaskView& task = view.tasks[slot];
-    state = {stamp_, task.kv, task.blocks, task.cached};
+    state = {stamp_, task.kv, task.blocks, task.freed(), task.cached};
   }
   return state;
 }
@@ -114,12 +114,13 @@ void PlanChecker::check(const StepPlan& plan, const View& view) {
              : action.kind == KvActionKind::swap_out ? "a task with KV on the device to swap out"
                                                      : "a task with KV on the host to swap in");
     }
-    (s.kv == KvState::device ? free : free_host) += s.blocks;
+    (s.kv == KvState::device ? free : free_host) += s.freed;
     if (action.kind == KvActionKind::drop) {
       s.kv = KvState::none;
-      s.blocks = s.cached = 0;
+      s.blocks = s.freed = s.cached = 0;
       continue;
     }
+    s.freed = s.blocks;  // copies of its own
     int64_t& target = to_device ? free : free_host;
     if (s.blocks > target) {
       broken("kv", i, on_slot(action.slot, "with " + std::to_string(s.blocks) + " blocks"),
@@ -138,7 +139,7 @@ void PlanChecker::check(const StepPlan& plan, const View& view) {
       broken("endings", i, on_slot(ending.slot, "with another reason"), "rejected or deadline");
     }
     s.used = true;
-    if (s.kv != KvState::none) (s.kv == KvState::device ? free : free_host) += s.blocks;
+    if (s.kv != KvState::none) (s.kv == KvState::device ? free : free_host) += s.freed;
   }
 
   for (size_t i = 0; i < plan.relegated.size(); ++i) {

@@ -54,7 +54,7 @@ Roster::Kept Roster::keep(const View& view) const {
   size_t count = running_.size();
   while (spare < 0 && count > 1) {  // one alone fits
     const int32_t slot = running_[--count];
-    spare += growth(slot) + view.tasks[slot].blocks;
+    spare += growth(slot) + view.tasks[slot].freed();
     decodes -= view.tasks[slot].ready_to_decode();
   }
   const std::span<const int32_t> all(running_);

@@ -66,11 +66,11 @@ bool StepBuilder::swap_in(int32_t slot) {
 }
 
 bool StepBuilder::swap_out(int32_t slot) {
-  const int32_t blocks = view_.tasks[slot].blocks;
-  if (blocks > free_host_) return false;
+  const TaskView& task = view_.tasks[slot];
+  if (task.blocks > free_host_) return false;
   plan_.kv.push_back({KvActionKind::swap_out, slot});
-  free_ += blocks;
-  free_host_ -= blocks;
+  free_ += task.freed();
+  free_host_ -= task.blocks;
   return true;
 }
 
@@ -98,7 +98,7 @@ int32_t StepBuilder::pad_prompt(int32_t tokens) {
 void StepBuilder::drop(int32_t slot) {
   const TaskView& task = view_.tasks[slot];
   plan_.kv.push_back({KvActionKind::drop, slot});
-  free_ += task.blocks;
+  free_ += task.freed();
   const int32_t tokens = task.prompt_len + task.produced;
   if (!task.prefill_divisible && tokens > view_.max_step_tokens) {
     reject(slot, "its KV is dropped, and its " + std::to_string(tokens) +

@@ -112,11 +112,134 @@ void test_random() {
   ledger.check_all_free();
 }
 
+void test_kept_blocks() {
+  BlockAllocator pool(4);
+  const int32_t a = pool.allocate(), b = pool.allocate(), c = pool.allocate();
+  pool.release(b, true);
+  pool.release(a, true);
+  pool.release(c);
+  CHECK(pool.num_free() == 4);
+  pool.check_integrity();
+  pool.share(a);  // taken back
+  CHECK(pool.refs(a) == 1 && pool.num_free() == 3 && pool.num_shared() == 0);
+  pool.share(a);
+  CHECK(pool.num_shared() == 1);
+  pool.release(a, true);
+  CHECK(pool.num_shared() == 0);
+  pool.release(a, true);
+  CHECK(pool.allocate() == c);
+  pool.allocate();
+  CHECK(pool.allocate() == b);  // the longest kept
+  CHECK(pool.allocate() == a && pool.num_free() == 0);
+  CHECK(test::throws(ErrorKind::state, "kv block", [&] {
+    pool.release(c);
+    pool.share(c);  // free, not kept
+  }));
+  pool.check_integrity();
+}
+
+// 100,000 random actions of tables whose tokens often begin alike. What a block holds is modelled
+// beside the ledger: a block that is attached must hold just what the table's tokens are.
+void test_random_prefixes() {
+  constexpr int kTokens = 4;
+  std::mt19937_64 rng(2);
+  auto pick = [&rng](int n) { return static_cast<int>(rng() % static_cast<uint64_t>(n)); };
+  struct Task {
+    std::vector<int32_t> tokens;
+    int32_t cached = 0;
+    BlockTable kv;
+  };
+  KvLedger ledger(40, 20, kTokens, true);
+  std::vector<Task> tasks(12);
+  std::map<int32_t, std::vector<int32_t>> held;  // by device block: all tokens up to its end
+  std::vector<KvCopy> copies;
+  int64_t attached = 0, shared_blocks = 0;
+  for (int i = 0; i < 100000; ++i) {
+    Task& task = tasks[pick(12)];
+    copies.clear();
+    switch (pick(5)) {
+      case 0:
+        ledger.release(task.kv);
+        task.cached = 0;
+        task.tokens.assign(1 + pick(40), 0);
+        for (size_t k = 0, fork = pick(40); k < task.tokens.size(); ++k) {
+          task.tokens[k] = k < fork ? 1 : pick(3);
+        }
+        break;
+      case 1:
+      case 2: {
+        if (task.kv.state == KvState::host || task.tokens.empty()) break;
+        const auto size = static_cast<int32_t>(task.tokens.size());
+        if (task.cached == size) break;
+        const int32_t end = task.cached + 1 + pick(size - task.cached);
+        const std::span<const int32_t> chunk = std::span(task.tokens).first(end);
+        const int32_t covered = ledger.attach(task.kv, task.cached, chunk);
+        CHECK(covered >= task.cached && covered < end);
+        for (int32_t k = task.cached / kTokens; k < covered / kTokens; ++k) {
+          const auto first = task.tokens.begin();
+          CHECK(held[task.kv.blocks[k]] == std::vector(first, first + (k + 1) * kTokens));
+          ++attached;
+        }
+        task.cached = covered;
+        try {
+          ledger.grow(task.kv, end);
+        } catch (const Error&) {
+          break;
+        }
+        task.cached = end;
+        for (size_t k = covered / kTokens; k < task.kv.blocks.size(); ++k) {
+          const auto first = task.tokens.begin();
+          const auto last = std::min(end, static_cast<int32_t>((k + 1) * kTokens));
+          held[task.kv.blocks[k]].assign(first, first + last);
+        }
+        ledger.note(task.kv, chunk);
+        break;
+      }
+      case 3:
+        if (task.kv.state != KvState::device) break;
+        if (ledger.host().can_allocate(static_cast<int32_t>(task.kv.blocks.size()))) {
+          ledger.swap_out(task.kv, copies);
+        }
+        break;
+      case 4:
+        if (task.kv.state != KvState::host) break;
+        if (!ledger.device().can_allocate(static_cast<int32_t>(task.kv.blocks.size()))) break;
+        ledger.swap_in(task.kv, copies);
+        for (size_t k = 0; k < task.kv.blocks.size(); ++k) {
+          const auto last = std::min<size_t>(task.cached, (k + 1) * kTokens);
+          held[task.kv.blocks[k]].assign(task.tokens.begin(), task.tokens.begin() + last);
+        }
+        break;
+    }
+    if (i % 31 != 0) continue;
+    std::map<int32_t, int32_t> holders;
+    for (const Task& t : tasks) {
+      if (t.kv.state != KvState::device) continue;
+      for (int32_t block : t.kv.blocks) ++holders[block];
+    }
+    for (const auto& [block, count] : holders) CHECK(ledger.device().refs(block) == count);
+    for (const Task& t : tasks) {
+      if (t.kv.state != KvState::device) continue;
+      int32_t shared = 0;
+      for (int32_t block : t.kv.blocks) shared += holders[block] > 1;
+      CHECK(ledger.shared(t.kv) == shared);
+      shared_blocks += shared;
+    }
+    CHECK(ledger.device().num_free() == 40 - static_cast<int32_t>(holders.size()));
+    ledger.check_integrity();
+  }
+  CHECK(attached > 1000 && shared_blocks > 1000);
+  for (Task& task : tasks) ledger.release(task.kv);
+  ledger.check_all_free();
+}
+
 }  // namespace
 
 int main() {
   test_allocator();
   test_ledger();
   test_random();
+  test_kept_blocks();
+  test_random_prefixes();
   return test::check_result();
 }
