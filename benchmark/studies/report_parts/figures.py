@@ -358,7 +358,7 @@ def plan_figure(path: Path) -> Any:
     counts = sorted({n for _, n in found})
     made, axes = style.figure(1, 2, 3.6)
     for panel, (key, heading) in zip(
-        axes.flat, (("plan_us", "the plan alone"), ("all_us", "with events, check and commit"))
+        axes.flat, (("plan_us", "the plan"), ("all_us", "events, plan, check, commit"))
     ):
         ends = []
         for policy in dict.fromkeys(p for p, _ in found):
@@ -373,7 +373,7 @@ def plan_figure(path: Path) -> Any:
                 linewidth=2.2 if front else 1.2,
                 markersize=3,
             )
-            ends.append((policy, seen[-1], ink))
+            ends.append((policy.replace(":mask_layout=", ", "), seen[-1], ink))
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_xlim(counts[0], counts[-1])

@@ -45,7 +45,7 @@ a { color: #00598c; text-decoration-thickness: 1px; text-underline-offset: 2px; 
 .lede { font-size: 18px; color: var(--muted); }
 .facts { display: flex; flex-wrap: wrap; gap: 16px; margin: 28px 0 20px; padding: 0;
   list-style: none; }
-.facts li { flex: 1 1 200px; background: var(--paper); border: 1px solid var(--line);
+.facts li { flex: 1 1 168px; background: var(--paper); border: 1px solid var(--line);
   border-radius: 10px; padding: 14px 18px; font-size: 14px; line-height: 1.45;
   color: var(--muted); }
 .facts b { display: block; font-size: 28px; line-height: 1.25; color: var(--ink); }

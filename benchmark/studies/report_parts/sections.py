@@ -53,6 +53,9 @@ def _file(results: Path, name: str) -> str:
     """The same of a study that writes one file."""
     recorded = json.loads((results / name).read_text(encoding="utf-8"))
     parts = [f"`{recorded['command']}`", _commit(recorded["commit"]), _machine(recorded["machine"])]
+    busy = max(recorded.get("load_average", [0]))
+    if busy > 1.5:
+        parts.append(f"others ran beside it: load average {busy:.0f}")
     return f"[{name}]({name}): {'; '.join(parts)}."
 
 
