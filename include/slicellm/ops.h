@@ -130,7 +130,8 @@ class Device {
   virtual std::unique_ptr<EmbeddingTable> embedding(const Weight& table) = 0;
   virtual std::unique_ptr<Activation> allocate(int64_t floats) = 0;
   virtual std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) = 0;
-  virtual size_t free_memory() const = 0;       // bytes that may still be allocated for KV
+  virtual bool supports_kv(DType dtype) const = 0;  // as the type of KvLayout
+  virtual size_t free_memory() const = 0;           // bytes that may still be allocated for KV
   virtual bool shares_host_memory() const = 0;  // KV pools on the device and host are one memory
 
   // Copies from the first float on between host memory and an activation, after the ops called so

@@ -28,6 +28,9 @@ class CpuDevice : public Device {
   std::unique_ptr<Activation> allocate(int64_t floats) override;
   std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) override;
   size_t free_memory() const override;
+  bool supports_kv(DType dtype) const override {
+    return dtype == DType::float16 || dtype == DType::float32;
+  }
   bool shares_host_memory() const override { return true; }
 
   void read(const Activation& from, std::span<float> to) override;

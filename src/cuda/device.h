@@ -32,6 +32,9 @@ class CudaDevice final : public Device {
   std::unique_ptr<Activation> allocate(int64_t floats) override;
   std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) override;
   size_t free_memory() const override;
+  bool supports_kv(DType dtype) const override {
+    return dtype == DType::float16 || dtype == DType::int8;
+  }
   bool shares_host_memory() const override { return info_.integrated; }
 
   void read(const Activation& from, std::span<float> to) override;

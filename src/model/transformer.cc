@@ -35,9 +35,10 @@ class TransformerModel final : public Model {
   TransformerModel(std::shared_ptr<const ModelFile> file, std::shared_ptr<Device> device,
                    const ModelOptions& options)
       : file_(std::move(file)), device_(std::move(device)), kv_dtype_(options.kv_dtype) {
-    if (kv_dtype_ != DType::float16 && kv_dtype_ != DType::float32) {
-      throw Error(ErrorKind::unsupported, "kv_cache_dtype", to_string(kv_dtype_),
-                  "float16 or float32");
+    if (!device_->supports_kv(kv_dtype_)) {
+      throw Error(ErrorKind::unsupported, "kv_cache_dtype",
+                  to_string(kv_dtype_) + " on device " + device_->name(),
+                  "float16, on a CPU also float32, on a GPU also int8");
     }
     const ModelLayout layout = make_model_layout(*file_);
     spec_ = layout.spec;
