@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 from api_cases import LATENCY
+from reference.loading import ISAS
 
 import slicellm
 
@@ -44,7 +45,7 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.make_llama_directory(tmp_path_factory.mktemp("tiny") / "tiny_llama")
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
     """Every instruction set of the CPU kernels; `reference.loading.load` skips what is missing."""
     return str(request.param)

@@ -164,7 +164,8 @@ class Device {
 
 struct CpuOptions {
   int threads = 0;  // 0 = number of usable cores
-  std::string isa;  // "" = best of the CPU; "portable", "avx2" or "avx512" to force one
+  // "" = best of the CPU, or one of "portable", "avx2", "avx512", "neon", "dotprod", "i8mm".
+  std::string isa;
 };
 // Throws Error(invalid_argument) for an isa that is unknown or that this CPU lacks, and for a
 // thread count outside 0..1024.

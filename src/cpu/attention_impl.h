@@ -13,7 +13,13 @@ namespace slicellm::cpu {
 namespace {
 
 constexpr int kVecs = kPanel / kLanes;  // vectors in a panel
-constexpr int kAccumulators = 12;       // vectors that may be kept in registers as sums
+#if defined(__aarch64__)
+constexpr int kAccumulators = 24;     // vectors that may be kept in registers as sums
+constexpr int kFewAccumulators = 16;  // and for few rows, enough of them to hide the latency
+#else
+constexpr int kAccumulators = 12;
+constexpr int kFewAccumulators = 8;
+#endif
 constexpr int kMaxRows = kAccumulators / kVecs;
 
 // acc[r][v] += a[r][i] * b[v][i], i < count, where b holds `panels` matrices of kPanel columns.
@@ -119,8 +125,9 @@ inline void softmax_row(const SplitTask& task, int row) {
 
 template <int rows, class T>
 void attend_rows(const SplitTask& task) {
-  // Few rows work on more panels at once: enough independent sums to hide the latency.
-  constexpr int kWide = rows * kVecs <= 2 ? 4 : rows * kVecs <= 4 ? 2 : 1;
+  // Few rows work on more panels at once.
+  constexpr int kMostWide = kFewAccumulators / (rows * kVecs);
+  constexpr int kWide = kMostWide >= 4 ? 4 : kMostWide >= 2 ? 2 : 1;
   const int panels = (task.any_last + kPanel - 1) / kPanel;
   int panel = task.any_first / kPanel;
   for (; panel + kWide <= panels; panel += kWide) score_panels<rows, kWide, T>(task, panel);
@@ -142,7 +149,7 @@ void attend(const SplitTask& task) {
       return attend_rows<2, T>(task);
     case 3:
       return attend_rows<3, T>(task);
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__aarch64__)
     case 4:
       return attend_rows<4, T>(task);
     case 5:
@@ -214,6 +221,12 @@ void to_half(const float* x, int64_t count, uint16_t* out) {
     const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-65504.0f), below);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
                      _mm256_cvtps_ph(bounded, _MM_FROUND_TO_NEAREST_INT));
+  }
+#elif defined(__aarch64__)
+  for (; i + 4 <= count; i += 4) {
+    const float32x4_t below = vminq_f32(vld1q_f32(x + i), vdupq_n_f32(65504.0f));  // keeps NaN
+    const float32x4_t bounded = vmaxq_f32(below, vdupq_n_f32(-65504.0f));
+    vst1_u16(out + i, vreinterpret_u16_f16(vcvt_f16_f32(bounded)));
   }
 #endif
   for (; i < count; ++i) out[i] = half_of(x[i]);

@@ -1,6 +1,9 @@
 #include "cpu/isa.h"
 
 #include <sched.h>
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 
 #include <algorithm>
 #include <fstream>
@@ -19,6 +22,12 @@ const char* to_string(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::neon:
+      return "neon";
+    case Isa::dotprod:
+      return "dotprod";
+    case Isa::i8mm:
+      return "i8mm";
   }
   return "unknown";
 }
@@ -36,18 +45,30 @@ bool is_supported(Isa isa) {
       return is_supported(Isa::avx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-#else
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return true;
+    case Isa::dotprod:
+      return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+    case Isa::i8mm:
+      return is_supported(Isa::dotprod) && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+#endif
     default:
       return false;
-#endif
   }
-  return false;
+}
+
+std::vector<Isa> supported_isas() {
+  std::vector<Isa> result;
+  for (Isa isa : {Isa::avx512, Isa::avx2, Isa::i8mm, Isa::dotprod, Isa::neon, Isa::portable}) {
+    if (is_supported(isa)) result.push_back(isa);
+  }
+  return result;
 }
 
 Isa choose_isa(const std::string& name) {
   std::string usable;
-  for (Isa isa : {Isa::avx512, Isa::avx2, Isa::portable}) {
-    if (!is_supported(isa)) continue;
+  for (Isa isa : supported_isas()) {
     if (name.empty() || name == to_string(isa)) return isa;
     usable += (usable.empty() ? "" : ", ") + std::string(to_string(isa));
   }

@@ -151,6 +151,10 @@ const LinearKernels& linear_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::avx512) return avx512_linear_kernels;
   if (isa == Isa::avx2) return avx2_linear_kernels;
+#elif defined(__aarch64__)
+  if (isa == Isa::i8mm) return i8mm_linear_kernels;
+  if (isa == Isa::dotprod) return dotprod_linear_kernels;
+  if (isa == Isa::neon) return neon_linear_kernels;
 #endif
   (void)isa;
   return portable_linear_kernels;

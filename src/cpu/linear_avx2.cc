@@ -58,6 +58,7 @@ inline void keep_order(__m256i& sum) { asm("" : "+x"(sum)); }
 // Exact: a pair is at most 2 * 15 * 127 = 3810 and 16-bit sums take eight pairs (30480) between
 // flushes, which come every four steps.
 struct DotInt4 {
+  static constexpr ActivationKind kActivation = ActivationKind::int8;
   using Word = __m256i;
   static constexpr int kWordBytes = 4;
   static constexpr int kCodeBytes = 32;
@@ -85,6 +86,7 @@ struct DotInt4 {
 // 8-bit codes would overflow the 16-bit pairs, so both sides are 16 bits wide: even columns, then
 // odd ones.
 struct DotInt8 {
+  static constexpr ActivationKind kActivation = ActivationKind::int16;
   using Word = __m256i;
   static constexpr int kWordBytes = 8;
   static constexpr int kCodeBytes = 64;
@@ -106,6 +108,11 @@ struct DotInt8 {
   void flush() {}
 };
 
+template <int kTokens>
+using DotsInt4 = TokenDots<DotInt4, kTokens>;
+template <int kTokens>
+using DotsInt8 = TokenDots<DotInt8, kTokens>;
+
 }  // namespace
 
 const LinearKernels avx2_linear_kernels = {
@@ -117,8 +124,8 @@ const LinearKernels avx2_linear_kernels = {
         decoded_kernel<Avx2, true>(TokenCounts<6>{}),
     },
     {
-        integer_kernel<Avx2, DotInt8, ActivationKind::int16>(TokenCounts<8>{}),
-        integer_kernel<Avx2, DotInt4, ActivationKind::int8>(TokenCounts<8>{}),
+        integer_kernel<Avx2, DotsInt8>(TokenCounts<8>{}),
+        integer_kernel<Avx2, DotsInt4>(TokenCounts<8>{}),
     },
 };
 

@@ -58,6 +58,7 @@ inline __m512i load_in_order(const uint8_t* codes) {
 
 // Exact: unsigned codes times signed codes, four products added to each 32-bit sum at once.
 struct Dot {
+  static constexpr ActivationKind kActivation = ActivationKind::int8;
   using Word = __m512i;
   static constexpr int kWordBytes = 4;
   __m512i sum = _mm512_setzero_si512();
@@ -89,6 +90,11 @@ struct DotInt8 : Dot {
   }
 };
 
+template <int kTokens>
+using DotsInt4 = TokenDots<DotInt4, kTokens>;
+template <int kTokens>
+using DotsInt8 = TokenDots<DotInt8, kTokens>;
+
 }  // namespace
 
 const LinearKernels avx512_linear_kernels = {
@@ -100,8 +106,8 @@ const LinearKernels avx512_linear_kernels = {
         decoded_kernel<Avx512, true>(TokenCounts<8>{}),
     },
     {
-        integer_kernel<Avx512, DotInt8, ActivationKind::int8>(TokenCounts<12>{}),
-        integer_kernel<Avx512, DotInt4, ActivationKind::int8>(TokenCounts<8>{}),
+        integer_kernel<Avx512, DotsInt8>(TokenCounts<12>{}),
+        integer_kernel<Avx512, DotsInt4>(TokenCounts<8>{}),
     },
 };
 

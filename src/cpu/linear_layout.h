@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -10,8 +11,9 @@
 // types: each weight group is cut into blocks of at most 64 columns, each padded to a multiple of
 // 8 columns (a step). A step of int4 is one 32-bit word per row: byte j holds column j in the low
 // nibble and column 4 + j in the high one. A step of int8 is two words per row: columns 0-3, then
-// 4-7. So that a panel is read as one stream, every few groups form a section: their scales and
-// zeros, [section_groups][panel_rows] each, then their codes.
+// 4-7. (Some kernels want another order, see CodeOrder.) So that a panel is read as one stream,
+// every few groups form a section: their scales and zeros, [section_groups][panel_rows] each, then
+// their codes.
 //
 // Activations are cut into tiles of tokens that one kernel call takes together; inside a tile,
 // tokens are interleaved so that a kernel reads one stream.
@@ -21,9 +23,18 @@ enum class WeightKind : uint8_t { float32, float16, bfloat16, int8, int4 };
 constexpr int kWeightKinds = 5;
 
 enum class ActivationKind : uint8_t {
-  float32,  // [columns][tokens] floats
-  int8,     // [columns / 4][tokens][4] codes, [blocks][tokens] scales and sums
-  int16,    // the same codes as int16: columns 0, 2, 1, 3 of each four
+  float32,     // [columns][tokens] floats
+  int8,        // [columns / 4][tokens][4] codes, [blocks][tokens] scales and sums
+  int16,       // the same codes as int16: columns 0, 2, 1, 3 of each four
+  int8_steps,  // [columns / 8][tokens][8] codes, else as int8
+};
+
+// How the codes of a step lie.
+enum class CodeOrder : uint8_t {
+  words,  // as above
+  // The 8 columns of a row side by side. int8: row after row. int4: 16 bytes for each four rows,
+  // the first two of them in the low nibbles, the others in the high ones.
+  row_pairs,
 };
 
 constexpr int kStep = 8;       // columns of a step
@@ -64,6 +75,10 @@ using PrepareToken = void (*)(const LinearLayout& layout, const float* x, int to
 // The kernels for one kind of weights and activations.
 struct LinearKernel {
   ActivationKind activation;
+  CodeOrder order;
+  // The codes of int8 weights are packed as code - 128, with their zeros (now signed bytes) and
+  // minimums moved to match: for instructions that multiply only numbers of the same sign.
+  bool signed_codes;
   int panel_rows;
   int max_tokens;
   TileKernel tile[2][kMaxTokens];  // [compact][tokens - 1]; float types ignore compact
@@ -72,14 +87,18 @@ struct LinearKernel {
 
 // All kernels of one instruction set.
 struct LinearKernels {
-  LinearKernel exact[kWeightKinds];  // activations in float32
-  LinearKernel integer[2];           // int8, int4 weights with quantised activations
+  std::array<LinearKernel, kWeightKinds> exact;  // activations in float32
+  std::array<LinearKernel, 2> integer;           // int8, int4 weights, quantised activations
 };
 
 extern const LinearKernels portable_linear_kernels;
 #if defined(__x86_64__)
 extern const LinearKernels avx2_linear_kernels;
 extern const LinearKernels avx512_linear_kernels;
+#elif defined(__aarch64__)
+extern const LinearKernels neon_linear_kernels;
+extern const LinearKernels dotprod_linear_kernels;
+extern const LinearKernels i8mm_linear_kernels;
 #endif
 
 }  // namespace slicellm::cpu

@@ -54,6 +54,7 @@ struct Portable {
 };
 
 struct Dot {
+  static constexpr ActivationKind kActivation = ActivationKind::int8;
   using Word = Portable::Int;
   static constexpr int kWordBytes = 4;
   Portable::Int sum{};
@@ -85,6 +86,11 @@ struct DotInt8 : Dot {
   }
 };
 
+template <int kTokens>
+using DotsInt4 = TokenDots<DotInt4, kTokens>;
+template <int kTokens>
+using DotsInt8 = TokenDots<DotInt8, kTokens>;
+
 }  // namespace
 
 const LinearKernels portable_linear_kernels = {
@@ -96,8 +102,8 @@ const LinearKernels portable_linear_kernels = {
         decoded_kernel<Portable, true>(TokenCounts<4>{}),
     },
     {
-        integer_kernel<Portable, DotInt8, ActivationKind::int8>(TokenCounts<4>{}),
-        integer_kernel<Portable, DotInt4, ActivationKind::int8>(TokenCounts<4>{}),
+        integer_kernel<Portable, DotsInt8>(TokenCounts<4>{}),
+        integer_kernel<Portable, DotsInt4>(TokenCounts<4>{}),
     },
 };
 

@@ -76,17 +76,17 @@ inline __attribute__((always_inline)) QuantizedBlock quantize_block(const float*
   return {peak / 127.0f, sum};
 }
 
-// Quantises one block and writes its words `stride` codes apart.
-template <class Code>
+// Quantises one block and writes its words of kWord codes `stride` codes apart.
+template <class Code, int kWord>
 inline __attribute__((always_inline)) QuantizedBlock write_block(const float* x, int columns,
                                                                  int padded, Code* out,
                                                                  int64_t stride) {
   int8_t codes[kMaxBlock];
   const QuantizedBlock block = quantize_block(x, columns, padded, codes);
 #pragma GCC unroll 16
-  for (int k = 0; k < padded; k += 4) {
+  for (int k = 0; k < padded; k += kWord) {
     if constexpr (sizeof(Code) == 1) {
-      __builtin_memcpy(out, codes + k, 4);
+      __builtin_memcpy(out, codes + k, kWord);
     } else {  // even columns, then odd ones (see ActivationKind)
       const Code word[4] = {codes[k], codes[k + 2], codes[k + 1], codes[k + 3]};
       __builtin_memcpy(out, word, sizeof(word));
@@ -96,20 +96,22 @@ inline __attribute__((always_inline)) QuantizedBlock write_block(const float* x,
   return block;
 }
 
-template <class Code>  // int8_t or int16_t
+template <class Code, int kWord = 4>  // int8_t or int16_t
 void prepare_integer(const LinearLayout& layout, const float* x, int tokens, int t,
                      std::byte* tile) {
-  const int64_t stride = 4 * tokens;
-  Code* out = reinterpret_cast<Code*>(tile) + t * 4;
+  const int64_t stride = kWord * tokens;
+  Code* out = reinterpret_cast<Code*>(tile) + t * kWord;
   float* scales = reinterpret_cast<float*>(tile + layout.act_scales_offset * tokens) + t;
   std::byte* sums = tile + layout.act_sums_offset * tokens + t * 4;
   for_each_block(layout, [&](int64_t first, int columns, int padded) {
     // The usual sizes are constants for the compiler.
-    const QuantizedBlock block = columns == 32 ? write_block(x + first, 32, 32, out, stride)
-                                 : columns == 64
-                                     ? write_block(x + first, 64, 64, out, stride)
-                                     : write_block(x + first, columns, padded, out, stride);
-    out += padded / 4 * stride;
+    const auto write = [&](int count, int padded_count) __attribute__((always_inline)) {
+      return write_block<Code, kWord>(x + first, count, padded_count, out, stride);
+    };
+    const QuantizedBlock block = columns == 32   ? write(32, 32)
+                                 : columns == 64 ? write(64, 64)
+                                                 : write(columns, padded);
+    out += padded / kWord * stride;
     *scales = block.scale;
     scales += tokens;
     if (layout.compact) {

@@ -18,22 +18,27 @@ namespace {
 inline const float* floats(const void* p) { return static_cast<const float*>(p); }
 
 // Scales and zeros of one group of a panel.
-template <class S, bool kCompact>
+template <class S, bool kCompact, bool kSigned>
 struct GroupScales;
 
-template <class S>
-struct GroupScales<S, true> {
+template <class S, bool kSigned>
+struct GroupScales<S, true, kSigned> {
   typename S::Float scale;
-  typename S::Int zero;  // one 16-bit pair (zero, 0) per row
+  typename S::Int zero;  // one 16-bit pair (zero, 0) per row; a number if kSigned
 
   static GroupScales load(const LinearLayout& layout, const uint8_t* section, int group) {
     const int at = group * S::kRows;
-    return {S::load_half(section + at * 2), S::load_bytes(section + layout.zeros_offset + at)};
+    const uint8_t* zeros = section + layout.zeros_offset + at;
+    if constexpr (kSigned) {
+      return {S::load_half(section + at * 2), S::load_signed_bytes(zeros)};
+    } else {
+      return {S::load_half(section + at * 2), S::load_bytes(zeros)};
+    }
   }
 };
 
-template <class S>
-struct GroupScales<S, false> {
+template <class S, bool kSigned>
+struct GroupScales<S, false, kSigned> {
   typename S::Float scale, minimum;
 
   static GroupScales load(const LinearLayout& layout, const uint8_t* section, int group) {
@@ -53,31 +58,44 @@ inline __attribute__((always_inline)) void prefetch(const void* weights) {
   }
 }
 
-// Eight columns: the weights meet all tokens of the tile.
+// The dot products of a block of columns, for all rows of a panel and kTokens tokens, made of a
+// `Dot` for each token. Instruction sets that combine tokens have their own instead.
 template <class Dot, int kTokens>
-inline __attribute__((always_inline)) void integer_step(const uint8_t*& codes, const int8_t*& a,
-                                                        Dot (&dots)[kTokens]) {
-  typename Dot::Word w[2];
-  Dot::load(codes, w);
-  prefetch<Dot::kCodeBytes, 2 * kTokens>(codes);
-  codes += Dot::kCodeBytes;
+struct TokenDots {
+  static constexpr CodeOrder kOrder = CodeOrder::words;
+  static constexpr bool kSigned = false;
+  static constexpr ActivationKind kActivation = Dot::kActivation;
+  Dot dots[kTokens];
+
+  // Eight columns: the weights meet all tokens of the tile.
+  inline __attribute__((always_inline)) void step(const uint8_t*& codes, const int8_t*& a) {
+    typename Dot::Word w[2];
+    Dot::load(codes, w);
+    prefetch<Dot::kCodeBytes, 2 * kTokens>(codes);
+    codes += Dot::kCodeBytes;
 #pragma GCC unroll 16
-  for (int t = 0; t < kTokens; ++t) dots[t].add(w[0], a + t * Dot::kWordBytes);
+    for (int t = 0; t < kTokens; ++t) dots[t].add(w[0], a + t * Dot::kWordBytes);
 #pragma GCC unroll 16
-  for (int t = 0; t < kTokens; ++t) dots[t].add(w[1], a + (kTokens + t) * Dot::kWordBytes);
-  a += 2 * kTokens * Dot::kWordBytes;
-}
+    for (int t = 0; t < kTokens; ++t) dots[t].add(w[1], a + (kTokens + t) * Dot::kWordBytes);
+    a += 2 * kTokens * Dot::kWordBytes;
+  }
+  // Comes after at most four steps.
+  inline __attribute__((always_inline)) void flush() {
+    for (Dot& dot : dots) dot.flush();
+  }
+  inline __attribute__((always_inline)) auto total(int t) const { return dots[t].total(); }
+};
 
 // Four steps, after which a sum may have to be flushed.
-template <class Dot, int kTokens>
+template <class Dots>
 inline __attribute__((always_inline)) void integer_chunk(const uint8_t*& codes, const int8_t*& a,
-                                                         Dot (&dots)[kTokens]) {
+                                                         Dots& dots) {
 #pragma GCC unroll 4
-  for (int step = 0; step < 4; ++step) integer_step(codes, a, dots);
+  for (int step = 0; step < 4; ++step) dots.step(codes, a);
 }
 
 // Int weights, quantised activations.
-template <class S, class Dot, bool kCompact, int kTokens>
+template <class S, class Dots, bool kCompact, int kTokens>
 void integer_tile(const LinearLayout& layout, const std::byte* panel, const std::byte* tile,
                   float* out, int64_t out_stride) {
   using Float = typename S::Float;
@@ -98,24 +116,24 @@ void integer_tile(const LinearLayout& layout, const std::byte* panel, const std:
       section = codes;
       codes += layout.codes_offset;
     }
-    const auto group = GroupScales<S, kCompact>::load(layout, section, g);
+    const auto group = GroupScales<S, kCompact, Dots::kSigned>::load(layout, section, g);
     int64_t blocks = layout.blocks_per_group;
     if (blocks > last_block - block_steps) blocks = last_block - block_steps;
     for (int64_t b = 0; b < blocks; ++b) {
-      Dot dots[kTokens];
+      Dots dots;
       int steps = *block_steps++;
       if (steps == 4) {  // groups of 32: nothing to carry from chunk to chunk
         integer_chunk(codes, a, dots);
       } else {
         for (; steps >= 4; steps -= 4) {
           integer_chunk(codes, a, dots);
-          for (Dot& dot : dots) dot.flush();
+          dots.flush();
         }
-        for (; steps > 0; --steps) integer_step(codes, a, dots);
+        for (; steps > 0; --steps) dots.step(codes, a);
       }
 #pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) {
-        typename S::Int dot = dots[t].total();
+        typename S::Int dot = dots.total(t);
         if constexpr (kCompact) {
           int32_t negative_sum;
           __builtin_memcpy(&negative_sum, a_sum + t * 4, 4);
@@ -157,7 +175,7 @@ void decoded_tile(const LinearLayout& layout, const std::byte* panel, const std:
       section = codes;
       codes += layout.codes_offset;
     }
-    const auto group = GroupScales<S, kCompact>::load(layout, section, g);
+    const auto group = GroupScales<S, kCompact, false>::load(layout, section, g);
     int64_t blocks = layout.blocks_per_group;
     if (blocks > last_block - block_steps) blocks = last_block - block_steps;
     for (int64_t b = 0; b < blocks; ++b) {
@@ -263,19 +281,34 @@ void float_tile(const LinearLayout& layout, const std::byte* panel, const std::b
 
 // ---- tables: the kernels of one kind of weights for tiles of 1 to sizeof...(kTokens) tokens ----
 
-template <class S, class Dot, ActivationKind kActivation, int... kTokens>
+constexpr PrepareToken prepare_for(ActivationKind activation) {
+  switch (activation) {
+    case ActivationKind::int16:
+      return prepare_integer<int16_t, 4>;
+    case ActivationKind::int8_steps:
+      return prepare_integer<int8_t, 8>;
+    default:
+      return prepare_integer<int8_t, 4>;
+  }
+}
+
+template <class S, template <int> class Dots, int... kTokens>
 constexpr LinearKernel integer_kernel(std::integer_sequence<int, kTokens...>) {
-  return {
-      kActivation,
-      S::kRows,
-      sizeof...(kTokens),
-      {{integer_tile<S, Dot, false, kTokens + 1>...}, {integer_tile<S, Dot, true, kTokens + 1>...}},
-      kActivation == ActivationKind::int8 ? prepare_integer<int8_t> : prepare_integer<int16_t>};
+  return {Dots<1>::kActivation,
+          Dots<1>::kOrder,
+          Dots<1>::kSigned,
+          S::kRows,
+          sizeof...(kTokens),
+          {{integer_tile<S, Dots<kTokens + 1>, false, kTokens + 1>...},
+           {integer_tile<S, Dots<kTokens + 1>, true, kTokens + 1>...}},
+          prepare_for(Dots<1>::kActivation)};
 }
 
 template <class S, bool kInt4, int... kTokens>
 constexpr LinearKernel decoded_kernel(std::integer_sequence<int, kTokens...>) {
   return {ActivationKind::float32,
+          CodeOrder::words,
+          false,
           S::kRows,
           sizeof...(kTokens),
           {{decoded_tile<S, kInt4, false, kTokens + 1>...},
@@ -286,6 +319,8 @@ constexpr LinearKernel decoded_kernel(std::integer_sequence<int, kTokens...>) {
 template <class S, WeightKind kKind, int kVectors, int... kTokens>
 constexpr LinearKernel float_kernel(std::integer_sequence<int, kTokens...>) {
   return {ActivationKind::float32,
+          CodeOrder::words,
+          false,
           S::kRows * kVectors,
           sizeof...(kTokens),
           {{float_tile<S, kKind, kVectors, kTokens + 1>...}, {}},

@@ -186,7 +186,7 @@ class LinearPacker {
       if (i >= columns) {
         codes[i] = 0;
       } else if (w.dtype == DType::int8) {
-        codes[i] = data[first + i];
+        codes[i] = data[first + i] ^ (linear_->kernel_->signed_codes ? 0x80 : 0);
       } else {
         const uint8_t pair = data[(first + i) / 2];
         codes[i] = (first + i) % 2 == 0 ? pair >> 4 : pair & 0xf;
@@ -215,31 +215,45 @@ class LinearPacker {
         uint8_t codes[kMaxBlock];
         const int padded = read_codes(w, row, k, std::min(k + kMaxBlock, end), codes);
         for (int step = 0; step < padded; step += kStep) {
-          if (w.dtype == DType::int4) {
-            uint8_t word[4];
-            for (int j = 0; j < 4; ++j) {
-              word[j] = static_cast<uint8_t>(codes[step + j] | codes[step + 4 + j] << 4);
-            }
-            std::memcpy(words + r * 4, word, 4);
-          } else {
-            std::memcpy(words + r * 4, codes + step, 4);
-            std::memcpy(words + (rows + r) * 4, codes + step + 4, 4);
-          }
+          pack_step(codes + step, r, words);
           words += rows * dtype_bits(w.dtype);
         }
       }
     }
   }
 
+  // Eight codes of row r, see linear_layout.h.
+  void pack_step(const uint8_t* codes, int r, std::byte* words) const {
+    const int rows = linear_->layout_.panel_rows;
+    if (linear_->kernel_->order == CodeOrder::row_pairs) {
+      if (dtype() == DType::int8) {
+        std::memcpy(words + r * kStep, codes, kStep);
+      } else {
+        std::byte* pair = words + r / 4 * 16 + r % 2 * kStep;
+        const int shift = r % 4 < 2 ? 0 : 4;
+        for (int j = 0; j < kStep; ++j) pair[j] |= std::byte{codes[j]} << shift;
+      }
+    } else if (dtype() == DType::int4) {
+      uint8_t word[4];
+      for (int j = 0; j < 4; ++j) word[j] = static_cast<uint8_t>(codes[j] | codes[4 + j] << 4);
+      std::memcpy(words + r * 4, word, 4);
+    } else {
+      std::memcpy(words + r * 4, codes, 4);
+      std::memcpy(words + (rows + r) * 4, codes + 4, 4);
+    }
+  }
+
   void pack_scale(float scale, float minimum, int64_t at, std::byte* section) const {
     const LinearLayout& layout = linear_->layout_;
     std::byte* zeros = section + layout.zeros_offset;
+    const int offset = linear_->kernel_->signed_codes ? 128 : 0;
     if (layout.compact) {
       const uint16_t half = float_to_half(scale);
-      const auto zero = static_cast<uint8_t>(zero_point(scale, minimum));
+      const auto zero = static_cast<uint8_t>(zero_point(scale, minimum) - offset);
       std::memcpy(section + at * 2, &half, 2);
       std::memcpy(zeros + at, &zero, 1);
     } else {
+      minimum = static_cast<float>(minimum + double{scale} * offset);
       std::memcpy(section + at * 4, &scale, 4);
       std::memcpy(zeros + at * 4, &minimum, 4);
     }

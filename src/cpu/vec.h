@@ -1,7 +1,8 @@
 #pragma once
 
 // Vectors of floats as wide as the instruction set of the including file: 16 lanes with AVX-512F,
-// 8 with AVX2, else 4. One text serves all of them. Only kernel files (*_portable.cc, *_avx2.cc,
+// 8 with AVX2, else 4, which on 64-bit ARM are NEON's, as every such CPU has it. One text serves
+// all of them. Only kernel files (*_portable.cc, *_avx2.cc,
 // *_avx512.cc) include this header; everything is in an anonymous namespace, so that no function
 // compiled for one instruction set can be linked in the place of another's.
 
@@ -9,6 +10,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace slicellm::cpu {
@@ -52,6 +55,8 @@ inline Vec multiply_add(Vec a, Vec b, Vec c) {
   return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__)
   return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
 #else
   return a * b + c;
 #endif
@@ -67,6 +72,8 @@ inline Vec load(const uint16_t* p) {
                                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__aarch64__)
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
   const BitVec h = {p[0], p[1], p[2], p[3]};
   const BitVec magnitude = (h & 0x7fff) << 13;

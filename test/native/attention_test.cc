@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/isa.h"
 #include "slicellm/error.h"
 #include "slicellm/ops.h"
 
@@ -231,18 +232,6 @@ class Runner {
   std::vector<std::vector<float>> results_;
 };
 
-std::vector<std::string> usable_isas() {
-  std::vector<std::string> names;
-  for (const char* name : {"portable", "avx2", "avx512"}) {
-    try {
-      make_cpu_device({1, name});
-      names.emplace_back(name);
-    } catch (const Error&) {  // this CPU lacks it
-    }
-  }
-  return names;
-}
-
 // ---- tests --------------------------------------------------------------------------------------
 
 std::vector<Shape> shapes() {
@@ -400,7 +389,8 @@ int main() {
   using namespace slicellm;
   Random random(20261121);
   check_storage();
-  for (const std::string& isa : usable_isas()) {
+  for (const cpu::Isa supported : cpu::supported_isas()) {
+    const std::string isa = to_string(supported);
     for (const Shape& shape : shapes()) {
       check_reference(shape, isa, random);
       check_schedules(shape, isa, random);

@@ -160,14 +160,6 @@ struct Run {
   }
 };
 
-std::vector<Isa> isas() {
-  std::vector<Isa> result;
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
-    if (cpu::is_supported(isa)) result.push_back(isa);
-  }
-  return result;
-}
-
 // Compares a product with float64. The tolerance is relative to the sum of absolute products; with
 // quantised activations half a step per column is allowed against the plain input as well.
 void compare(const std::string& what, Isa isa, const TestWeight& w, ActivationType activation,
@@ -213,7 +205,7 @@ const std::vector<std::pair<int64_t, int64_t>> kShapes = {
     {1, 1}, {3, 5}, {16, 32}, {17, 33}, {40, 100}, {5, 130}, {33, 896}, {70, 257}, {8, 2051}};
 
 void test_float_types() {
-  for (Isa isa : isas()) {
+  for (Isa isa : cpu::supported_isas()) {
     for (DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
       for (auto [rows, cols] : kShapes) {
         for (int64_t n : {1, 5, 13}) {
@@ -226,7 +218,7 @@ void test_float_types() {
 }
 
 void test_int_types() {
-  for (Isa isa : isas()) {
+  for (Isa isa : cpu::supported_isas()) {
     for (DType dtype : {DType::int8, DType::int4}) {
       for (auto [rows, cols] : kShapes) {
         for (int64_t group : std::set<int64_t>{20, 32, 64, 128, cols}) {
@@ -243,9 +235,88 @@ void test_int_types() {
   }
 }
 
+// The product of row r and one token's x in integers, for minimums that are halves and scales of 1.
+float integer_product(const Weight& w, int64_t r, const float* x) {
+  const auto* data = static_cast<const uint8_t*>(w.data);
+  int64_t halves = 0;
+  for (int64_t k = 0; k < w.cols(); ++k) {
+    const int64_t i = r * w.cols() + k;
+    const int code = w.dtype == DType::int8 ? data[i]
+                     : i % 2 == 0           ? data[i / 2] >> 4
+                                            : data[i / 2] & 0xf;
+    const auto twice_minimum =
+        static_cast<int64_t>(2 * w.minimum[r * w.groups() + k / w.group_size]);
+    halves += (twice_minimum + 2 * code) * static_cast<int64_t>(x[k]);
+  }
+  return static_cast<float>(halves) / 2;
+}
+
+// Numbers that floats hold exactly, so that integer arithmetic tells every bit of the result:
+// scales of 1, minimums in halves, and activations that are their own codes.
+void test_exact_dots(DType dtype, int64_t group, bool compact) {
+  constexpr int64_t kRows = 21, kCols = 150, kTokens = 17;
+  const int top = dtype == DType::int8 ? 255 : 15;
+  TestWeight w = int_weight(dtype, kRows, kCols, group, Grid::compact);
+  for (float& scale : w.weight.scale) scale = 1;
+  for (float& minimum : w.weight.minimum) {
+    minimum = (compact ? 0.0f : 0.5f) - static_cast<float>(random_bits() % (top + 1));
+  }
+  std::vector<float> x(kTokens * kCols), expected;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const bool peak = i % kCols % group % 64 == 0;  // once in each block
+    x[i] = peak ? 127 : static_cast<float>(random_bits() % 255) - 127;
+  }
+  for (int64_t t = 0; t < kTokens; ++t) {
+    for (int64_t r = 0; r < kRows; ++r) {
+      expected.push_back(integer_product(w.weight, r, x.data() + t * kCols));
+    }
+  }
+  for (Isa isa : cpu::supported_isas()) {
+    Run run{isa, 1};
+    const auto linear = run.pack({w.weight}, {}, ActivationType::automatic);
+    CHECK(linear->layout().compact == compact);
+    for (int64_t n = 1; n <= kTokens; ++n) {
+      const auto y = run.multiply(*linear, {x.begin(), x.begin() + n * kCols});
+      CHECK_MESSAGE(std::equal(y.begin(), y.end(), expected.begin()),
+                    std::string("not exact: ") + cpu::to_string(isa) + " " + to_string(dtype) +
+                        " group " + std::to_string(group) + (compact ? " compact" : "") +
+                        " n=" + std::to_string(n));
+    }
+  }
+}
+
+void test_exact_dots() {
+  for (DType dtype : {DType::int8, DType::int4}) {
+    for (int64_t group : {20, 32, 64, 150}) {
+      for (bool compact : {true, false}) test_exact_dots(dtype, group, compact);
+    }
+  }
+}
+
+// Instruction sets that fuse multiplication and addition do the same operations in the same order.
+void test_same_bits() {
+  constexpr int64_t kRows = 50, kCols = 300, kTokens = 13;
+  for (const TestWeight& w : {int_weight(DType::int8, kRows, kCols, kCols, Grid::compact),
+                              int_weight(DType::int8, kRows, kCols, 32, Grid::odd_minimums),
+                              int_weight(DType::int4, kRows, kCols, 32, Grid::compact),
+                              int_weight(DType::int4, kRows, kCols, 128, Grid::odd_scales)}) {
+    const std::vector<float> x = random_input(kTokens, kCols);
+    std::vector<float> first;
+    for (Isa isa : cpu::supported_isas()) {
+      if (isa == Isa::portable) continue;
+      Run run{isa, 1};
+      const auto linear = run.pack({w.weight}, {}, ActivationType::automatic);
+      const auto y = run.multiply(*linear, x);
+      if (first.empty()) first = y;
+      CHECK_MESSAGE(y == first, std::string("bits differ between instruction sets: ") +
+                                    cpu::to_string(isa) + " " + to_string(w.weight.dtype));
+    }
+  }
+}
+
 // A tall stack over a deep row: rounding must not grow with the width.
 void test_deep_rows() {
-  for (Isa isa : isas()) {
+  for (Isa isa : cpu::supported_isas()) {
     compare("deep", isa, float_weight(DType::float32, 3, 16384), ActivationType::automatic, 2);
     compare("deep", isa, int_weight(DType::int8, 3, 16384, 16384, Grid::compact),
             ActivationType::float32, 2);
@@ -264,7 +335,7 @@ std::vector<TestWeight> one_of_each(int64_t rows, int64_t cols) {
 // Every token of any batch, on any number of threads, gives the bits that it gives alone.
 void test_invariance() {
   constexpr int64_t kRows = 150, kCols = 200, kTokens = 41;
-  for (Isa isa : isas()) {
+  for (Isa isa : cpu::supported_isas()) {
     for (const TestWeight& w : one_of_each(kRows, kCols)) {
       for (ActivationType activation : {ActivationType::automatic, ActivationType::float32}) {
         const std::vector<float> x = random_input(kTokens, kCols);
@@ -305,7 +376,7 @@ void test_epilogues_and_stacks() {
   const auto gelu = [](double v) {
     return 0.5 * v * (1 + std::tanh(std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v)));
   };
-  for (Isa isa : isas()) {
+  for (Isa isa : cpu::supported_isas()) {
     Run run{isa, 3};
     const TestWeight gate = float_weight(DType::float16, kInner, kCols);
     const TestWeight up = float_weight(DType::float16, kInner, kCols);
@@ -341,7 +412,7 @@ void test_epilogues_and_stacks() {
 
 // What is not finite in a row shows in that row's results and nowhere else.
 void test_not_finite() {
-  for (Isa isa : isas()) {
+  for (Isa isa : cpu::supported_isas()) {
     for (const TestWeight& w : one_of_each(20, 96)) {
       Run run{isa, 1};
       const auto linear = run.pack({w.weight}, {}, ActivationType::automatic);
@@ -382,6 +453,8 @@ void test_refusals() {
 int main() {
   slicellm::test_float_types();
   slicellm::test_int_types();
+  slicellm::test_exact_dots();
+  slicellm::test_same_bits();
   slicellm::test_deep_rows();
   slicellm::test_invariance();
   slicellm::test_epilogues_and_stacks();

@@ -163,8 +163,7 @@ void check_embedding(Random& random) {
 int main() {
   using namespace slicellm;
   Random random(7);
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
-    if (!cpu::is_supported(isa)) continue;
+  for (const Isa isa : cpu::supported_isas()) {
     check_norms(isa, random);
     check_activations(isa, random);
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from slicellm import _core
 
 from .layers import Array
 
-ISAS = ("portable", "avx2", "avx512")
+ISAS = (
+    ("portable", "neon", "dotprod", "i8mm")
+    if platform.machine() == "aarch64"
+    else ("portable", "avx2", "avx512")
+)
 
 
 def load(path: str | os.PathLike[str], isa: str = "", **options: Any) -> _core.Model:
