@@ -16,14 +16,19 @@ if(use_cuda STREQUAL "AUTO" OR use_cuda)
       set(CMAKE_CUDA_ARCHITECTURES OFF)  # set per target, once the toolkit's version is known
     endif()
     enable_language(CUDA)
-    find_package(CUDAToolkit QUIET)
+    find_library(SLICELLM_CUDART NAMES cudart_static PATHS ENV LIBRARY_PATH
+                 HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES})
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.4)
       set(cuda_problem "CUDA ${CMAKE_CUDA_COMPILER_VERSION} is older than 12.4")
-    elseif(NOT TARGET CUDA::cudart_static)
-      set(cuda_problem "${CMAKE_CUDA_COMPILER} has no cudart_static beside it")
+    elseif(NOT SLICELLM_CUDART)
+      set(cuda_problem "libcudart_static.a was not found beside ${CMAKE_CUDA_COMPILER}")
     else()
       set(cuda_enabled ON)
-      set(cuda_library CUDA::cudart_static)
+      set(cuda_library slicellm_cudart)  # static: the driver is looked for when it is used
+      add_library(slicellm_cudart INTERFACE)
+      target_include_directories(slicellm_cudart SYSTEM INTERFACE
+                                 ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+      target_link_libraries(slicellm_cudart INTERFACE ${SLICELLM_CUDART} ${CMAKE_DL_LIBS} rt)
     endif()
   else()
     set(cuda_problem "no CUDA compiler that works was found (nvcc on the PATH, CUDACXX)")
