@@ -33,7 +33,7 @@ class Model:
         threads: CPU threads; None = every usable core. A GPU has no use for it.
         activation: how quantised weights meet activations on a CPU: "auto", "float32" or "int8".
             On a GPU they are decoded and meet 16-bit ones.
-        kv_cache_dtype: "float16" or "float32".
+        kv_cache_dtype: "float16"; on a CPU also "float32", on a GPU also "int8".
         tokenizer: directory with tokenizer files, if not beside or inside the model.
         chat_template: file with a jinja2 chat template, if not the model's own.
         progress: called with (bytes done, bytes in all) while loading.
@@ -99,8 +99,11 @@ class Model:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of K and V that one token takes, all layers."""
-        spec, size = self.spec, 4 if self.kv_cache_dtype == "float32" else 2
-        return int(2 * spec["layers"] * spec["kv_heads"] * spec["head_dim"] * size)
+        spec = self.spec
+        head = spec["head_dim"] * {"float32": 4, "int8": 1}.get(self.kv_cache_dtype, 2)
+        if self.kv_cache_dtype == "int8":
+            head += 2  # its scale
+        return int(2 * spec["layers"] * spec["kv_heads"] * head)
 
     # ---- the forward pass ------------------------------------------------------------------------
     def forward(self, ids: Sequence[int], chunk: int = 0) -> npt.NDArray[np.float32]:

@@ -149,8 +149,8 @@ def add_model_flags(parser: argparse._ActionsContainer, kv_cache: bool = True) -
             "--kv_cache_dtype",
             "--kv-cache-dtype",
             default="auto",
-            choices=["auto", "float16", "float32"],
-            help="keys and values (default auto: float16)",
+            choices=["auto", "float16", "float32", "int8"],
+            help="keys and values (default auto: float16; float32 on a CPU, int8 on a GPU only)",
         )
     parser.add_argument(
         "--tokenizer",
