@@ -154,6 +154,7 @@ def test_policies_give_the_same_tokens(model: Model, policy: str) -> None:
         ({"policy": 5}, "policy: got 5, expected a policy's name"),
         ({"policy": ""}, "policy: got"),
         ({"threads": 2}, "dtype, device or threads"),
+        ({"device": "cuda"}, "dtype, device or threads"),
         ({"max_rows": 0}, "max_rows: got 0"),
         ({"max_rows": "8"}, "max_rows: got '8'"),
         ({"max_rows": True}, "max_rows: got True"),
