@@ -12,6 +12,7 @@ from typing import Any
 # for what was missed, grey for policies that a figure does not dwell on.
 COLOURS = {
     "pace": "#0072B2",
+    "pace-told": "#7fb2d6",
     "slice": "#E69F00",
     "fastserve": "#009E73",
     "orca": "#CC79A7",
