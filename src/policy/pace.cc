@@ -77,6 +77,8 @@ void Pace::on(const TaskEvent& event, const View& view) {
     if (job.place == Place::waiting) {
       waiting_.erase(job.entry);
       latest_.erase(job.start_by);
+    } else if (job.place == Place::given_up) {
+      given_up_.erase(job.entry);
     } else if (job.place == Place::hopeless) {
       std::erase(arrived_hopeless_, slot);
       std::erase(hopeless_, slot);
@@ -289,11 +291,16 @@ void Pace::commit(const StepPlan& plan, const StepOutcome& outcome, const View& 
   for (const PrefillChunk& chunk : plan.prefill) {
     renew_prompt(chunk.slot);
     Job& job = jobs_[chunk.slot];
-    if (job.place != Place::waiting) continue;
-    waiting_.erase(job.entry);
-    latest_.erase(job.start_by);
-    job.place = Place::started;
-    started_.push_back(chunk.slot);
+    if (job.place == Place::waiting) {
+      waiting_.erase(job.entry);
+      latest_.erase(job.start_by);
+      job.place = Place::started;
+      started_.push_back(chunk.slot);
+    } else if (job.place == Place::given_up) {
+      given_up_.erase(job.entry);
+      job.place = Place::lost;
+      lost_.push_back(chunk.slot);
+    }
   }
   overrun_ += outcome.duration - predicted_;
   for (const Row& prompt : prompts_) jobs_[prompt.slot].was_admitted = true;
@@ -320,8 +327,9 @@ void Pace::commit(const StepPlan& plan, const StepOutcome& outcome, const View& 
 }
 
 std::string Pace::inspect() const {
-  std::vector<int32_t> waiting;
+  std::vector<int32_t> waiting, lost = lost_;
   for (const Ranked& entry : waiting_) waiting.push_back(entry.slot);
+  for (const Ranked& entry : given_up_) lost.push_back(entry.slot);
   std::string kinds = "[";
   for (const auto& [key, kind] : kinds_) {
     if (kinds.size() > 1) kinds += ',';
@@ -336,7 +344,7 @@ std::string Pace::inspect() const {
       .raw("kinds", kinds += ']')
       .add("started", started_)
       .add("waiting", waiting)
-      .add("lost", lost_)
+      .add("lost", lost)
       .add("hopeless", hopeless_)
       .text();
 }

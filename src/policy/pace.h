@@ -66,12 +66,12 @@ class Pace : public Policy {
     double share = kFirstShare;              // of the time that work up to this kind's may fill
   };
   // hopeless: could not have made it even alone from its arrival on.
-  enum class Place { none, waiting, started, lost, hopeless };
+  enum class Place { none, waiting, started, lost, given_up, hopeless };
   struct Job {
     Kind* kind = nullptr;
     TaskLength lengths;
     Place place = Place::none;
-    Ranked entry;               // in waiting_: rank = -value
+    Ranked entry;               // in waiting_: rank = -value; in given_up_: in turn
     double prompt = 0;          // seconds of prefill that it needs before it decodes
     Ranked start_by;            // in latest_: rank = latest start of its prefill
     uint64_t admitted = 0;      // stamp of the last plan that admitted it
@@ -134,6 +134,8 @@ class Pace : public Policy {
   std::set<Ranked> latest_;       // waiting tasks by start_by
   std::vector<int32_t> started_;  // hold KV or have begun, and can still make it
   std::vector<int32_t> lost_;     // by the time they were given up
+  std::set<Ranked> given_up_;     // likewise: those of them that have not begun
+  int64_t given_ups_ = 0;
   std::vector<int32_t> arrived_hopeless_, hopeless_;  // not yet relegated; relegated
   std::vector<int32_t> never_run_;
   double step_seconds_ = 0;  // running mean of steps

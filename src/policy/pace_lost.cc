@@ -6,6 +6,7 @@
 namespace slicellm {
 namespace {
 
+constexpr size_t kAtOnce = 256;  // waiting tasks given up in one plan
 constexpr double kLeastShare = 0.4, kMostShare = 1.3;
 constexpr double kShareUp = 0.002, kShareDown = 0.01;
 
@@ -70,7 +71,7 @@ std::vector<Relegation> Pace::find_lost(const View& view) const {
   };
   for (int32_t slot : arrived_hopeless_) lost.push_back({slot, MissCause::not_admitted});
   for (const Ranked& entry : latest_) {
-    if (entry.rank > view.now) break;
+    if (entry.rank > view.now || lost.size() >= arrived_hopeless_.size() + kAtOnce) break;
     look(entry.slot);
   }
   for (size_t i = started_.size(); i-- > 0;) look(started_[i]);
@@ -100,10 +101,13 @@ void Pace::relegate(int32_t slot) {
   if (job.place == Place::waiting) {
     waiting_.erase(job.entry);
     latest_.erase(job.start_by);
-  } else {
-    std::erase(started_, slot);
-    judge(*job.kind, false);
+    job.place = Place::given_up;
+    job.entry.rank = static_cast<double>(given_ups_++);
+    given_up_.insert(job.entry);
+    return;
   }
+  std::erase(started_, slot);
+  judge(*job.kind, false);
   job.place = Place::lost;
   lost_.push_back(slot);
 }

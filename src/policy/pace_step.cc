@@ -199,8 +199,10 @@ void Pace::run_leftovers(StepBuilder& step) const {
   for (int32_t slot : lost_) {
     if (!view.tasks[slot].ready_to_decode() && run_one(slot, step)) return;
   }
-  for (const Ranked& entry : waiting_) {
-    if (run_one(entry.slot, step)) return;
+  for (const std::set<Ranked>* tasks : {&given_up_, &waiting_}) {
+    for (const Ranked& entry : *tasks) {
+      if (run_one(entry.slot, step)) return;
+    }
   }
   for (int32_t slot : started_) {
     if (run_one(slot, step)) return;
