@@ -191,7 +191,9 @@ class Case {
     call.input = device_input_.get();
     call.n = n;
     call.out = out_.get<float>();
-    run_linear(meter_.stream(), {sums_.get<float>(), meter_.device().multiprocessors}, call);
+    const DeviceInfo& device = meter_.device();
+    run_linear(meter_.stream(),
+               {sums_.get<float>(), device.multiprocessors, device.shared_per_block}, call);
   }
 
   const Meter& meter_;

@@ -228,7 +228,8 @@ void CudaDevice::run(const RowInput& input, const PackedNorm* norm, float* norme
   } else {
     convert_rows(stream_, input, rounded);
   }
-  const LinearWorkspace workspace{linear_sums_.get<float>(), info_.multiprocessors};
+  const LinearWorkspace workspace{linear_sums_.get<float>(), info_.multiprocessors,
+                                  info_.shared_per_block};
   LinearCall call;
   call.layout = &packed.layout();
   call.data = packed.data();

@@ -10,7 +10,8 @@ namespace slicellm::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kMostWideTokens = 128;  // of a block
+constexpr int kMostWideTokens = 192;  // of a block
+constexpr int kLargeSharedKib = 160;  // A100, Orin, H100 and larger
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -53,16 +54,16 @@ void run_narrow(cudaStream_t stream, const LinearArguments& args) {
   SLICELLM_CUDA_CHECK(cudaGetLastError());
 }
 
-template <class Weights, int kBlockTokens>
+template <class Weights, int kBlockTokens, int kSharedKib = kLeastSharedKib>
 void run_wide(cudaStream_t stream, const LinearArguments& args, int multiprocessors) {
-  using Shape = WideShape<Weights, kBlockTokens>;
+  using Shape = WideShape<Weights, kBlockTokens, kSharedKib>;
   static_assert(kBlockTokens <= kMostWideTokens);
+  constexpr auto kKernel = wide_linear<Weights, kBlockTokens, kSharedKib>;
   dim3 grid(ceil_div(args.n, kBlockTokens), ceil_div(args.tiles, kWideTiles));
   const bool spread = is_spread(args, static_cast<int>(grid.x * grid.y), multiprocessors);
   if (spread) grid.z = args.slices;
-  allow_shared(wide_linear<Weights, kBlockTokens>, Shape::kSharedBytes);
-  SLICELLM_LAUNCH((wide_linear<Weights, kBlockTokens>), grid, dim3(kWideWarps * 32),
-                  Shape::kSharedBytes, stream, args);
+  allow_shared(kKernel, Shape::kSharedBytes);
+  SLICELLM_LAUNCH(kKernel, grid, dim3(kWideWarps * 32), Shape::kSharedBytes, stream, args);
   SLICELLM_CUDA_CHECK(cudaGetLastError());
   if (!spread) return;
   const int blocks = ceil_div(args.n * args.tiles * 8, kThreads);
@@ -70,19 +71,27 @@ void run_wide(cudaStream_t stream, const LinearArguments& args, int multiprocess
   SLICELLM_CUDA_CHECK(cudaGetLastError());
 }
 
+// Blocks of 192 tokens read a fifth less from L2 and from shared memory for each product than
+// blocks of 128, which a large GPU's matrix units need for weights of 16 bits; unless the last
+// block would be too empty.
+bool suits_192(int n) { return 15 * ceil_div(n, 192) <= 12 * ceil_div(n, 128); }
+
 template <class Weights>
-void run(cudaStream_t stream, const LinearArguments& args, int multiprocessors) {
-  if (args.n <= 8) {
-    run_narrow<Weights, 1>(stream, args);
-  } else if (args.n <= 16) {
-    run_narrow<Weights, 2>(stream, args);
-  } else if (args.n <= 32) {
-    run_wide<Weights, 32>(stream, args, multiprocessors);
-  } else if (args.n <= 64) {
-    run_wide<Weights, 64>(stream, args, multiprocessors);
-  } else {
-    run_wide<Weights, 128>(stream, args, multiprocessors);
+void run(cudaStream_t stream, const LinearArguments& args, const LinearWorkspace& workspace) {
+  const int multiprocessors = workspace.multiprocessors;
+  if (args.n <= 8) return run_narrow<Weights, 1>(stream, args);
+  if (args.n <= 16) return run_narrow<Weights, 2>(stream, args);
+  if (args.n <= 32) return run_wide<Weights, 32>(stream, args, multiprocessors);
+  if (args.n <= 64) return run_wide<Weights, 64>(stream, args, multiprocessors);
+  if constexpr (!Weights::kScaled) {
+    if (suits_192(args.n)) {
+      if (workspace.shared_per_block >= kLargeSharedKib * 1024) {
+        return run_wide<Weights, 192, kLargeSharedKib>(stream, args, multiprocessors);
+      }
+      return run_wide<Weights, 192>(stream, args, multiprocessors);
+    }
   }
+  run_wide<Weights, 128>(stream, args, multiprocessors);
 }
 
 }  // namespace
@@ -122,13 +131,13 @@ void run_linear(cudaStream_t stream, const LinearWorkspace& workspace, const Lin
   args.alpha = call.alpha;
   switch (layout.kind) {
     case WeightKind::int4:
-      return run<Int4Weights>(stream, args, workspace.multiprocessors);
+      return run<Int4Weights>(stream, args, workspace);
     case WeightKind::int8:
-      return run<Int8Weights>(stream, args, workspace.multiprocessors);
+      return run<Int8Weights>(stream, args, workspace);
     case WeightKind::float16:
-      return run<Float16Weights>(stream, args, workspace.multiprocessors);
+      return run<Float16Weights>(stream, args, workspace);
     case WeightKind::bfloat16:
-      return run<Bfloat16Weights>(stream, args, workspace.multiprocessors);
+      return run<Bfloat16Weights>(stream, args, workspace);
   }
 }
 

@@ -46,10 +46,11 @@ struct LinearCall {
 };
 
 // Device memory that run_linear may use for sums that are not yet complete, and the size of the
-// device that it shares work out for.
+// device that it shares work out for (DeviceInfo in runtime.h). Results do not depend on the size.
 struct LinearWorkspace {
   float* sums = nullptr;  // at least linear_workspace_bytes(multiprocessors)
   int multiprocessors = 0;
+  size_t shared_per_block = 0;
 };
 size_t linear_workspace_bytes(int multiprocessors);
 

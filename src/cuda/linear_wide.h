@@ -13,11 +13,14 @@ namespace slicellm::cuda {
 constexpr int kWideWarps = 8;
 constexpr int kWideTiles = 8;  // of 16 rows, a block
 constexpr int kWideRows = kWideTiles * kTileRows;
+constexpr int kLeastSharedKib = 99;  // that a block can have on any supported GPU
 
-template <class Weights, int kBlockTokens>
+// kSharedKib: what the stages may take of the GPU's shared memory.
+template <class Weights, int kBlockTokens, int kSharedKib>
 struct WideShape {
-  // Warps side by side over rows and over tokens, and what each computes.
-  static constexpr int kRowWarps = kBlockTokens == 32 ? 8 : 4;
+  // Warps side by side over rows and over tokens, and what each computes. A warp with many rows and
+  // many tokens reads the least shared memory; one with few rows decodes the fewest int weights.
+  static constexpr int kRowWarps = kBlockTokens == 32 ? 8 : kBlockTokens == 192 ? 2 : 4;
   static constexpr int kTokenWarps = kWideWarps / kRowWarps;
   static constexpr int kTiles = kWideTiles / kRowWarps;
   static constexpr int kTokenTiles = kBlockTokens / kTokenWarps / 8;
@@ -27,13 +30,15 @@ struct WideShape {
   static constexpr int kTokenPieces = kBlockTokens * 8;
   static constexpr int kScalePieces = Weights::kScaled ? kBlocksPerUnit * kWideTiles * 4 : 0;
   static constexpr int kStagePieces = kWeightPieces + kTokenPieces + 2 * kScalePieces;
-  static constexpr int kFitting = 98304 / (kStagePieces * 16);  // a block has 99 KiB on any GPU
+  static constexpr int kFitting = kSharedKib * 1024 / (kStagePieces * 16);
   static constexpr int kStages = kFitting < 8 ? kFitting : 8;
-  static constexpr int kSharedBytes = kStages * kStagePieces * 16;
-  // Floats from token to token of the results; 4 more than the rows keep the lanes of a warp in
-  // different banks.
+  // Floats from token to token of the results, which use the same memory later; 4 more than the
+  // rows keep the lanes of a warp in different banks.
   static constexpr int kResultStride = kWideRows + 4;
-  static_assert(kBlockTokens * kResultStride * 4 <= kSharedBytes);
+  static constexpr int kStageBytes = kStages * kStagePieces * 16;
+  static constexpr int kResultBytes = kBlockTokens * kResultStride * 4;
+  static constexpr int kSharedBytes = kStageBytes > kResultBytes ? kStageBytes : kResultBytes;
+  static_assert(kStages >= 2 && kSharedBytes <= kSharedKib * 1024);
 };
 
 // Where a lane finds 16 bytes of a token's unit: a quarter of a warp reads four neighbouring ones
@@ -44,7 +49,7 @@ __device__ inline int token_piece(int token, int piece) {
 
 template <class Weights, int kBlockTokens>
 __device__ void fetch_stage(const LinearArguments& args, int unit, uint4* stage) {
-  using Shape = WideShape<Weights, kBlockTokens>;
+  using Shape = WideShape<Weights, kBlockTokens, kLeastSharedKib>;  // of any size
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int tile = blockIdx.y * kWideTiles + warp;
   const int64_t known_tile = tile < args.tiles ? tile : 0;
@@ -80,10 +85,10 @@ __device__ void fetch_stage(const LinearArguments& args, int unit, uint4* stage)
 
 // gridDim.x: blocks of tokens, y: blocks of rows, z: 1, or args.slices, each slice's sums then
 // being left in args.sums.
-template <class Weights, int kBlockTokens>
-__global__ void __launch_bounds__(kWideWarps * 32, kBlockTokens == 128 ? 1 : 2)
+template <class Weights, int kBlockTokens, int kSharedKib>
+__global__ void __launch_bounds__(kWideWarps * 32, kBlockTokens > 64 ? 1 : 2)
     wide_linear(LinearArguments args) {
-  using Shape = WideShape<Weights, kBlockTokens>;
+  using Shape = WideShape<Weights, kBlockTokens, kSharedKib>;
   SLICELLM_DYNAMIC_SHARED(uint4, shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;

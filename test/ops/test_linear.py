@@ -77,6 +77,19 @@ def test_products(device: Any, dtype: str, out: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int4g32", "int8", "float16", "bfloat16"])
+@pytest.mark.parametrize("out", [100, 300])
+def test_prefill(device: Any, dtype: str, out: int) -> None:
+    rng = np.random.default_rng(out)
+    w, values = weight((0.1 * rng.standard_normal((out, 710))).astype(np.float32), dtype)
+    linear = device.pack([w])
+    x = inputs(rng, 150, 710)
+    together = plain(device, x, linear)
+    assert_products(device, together, x, values, dtype)
+    for n in (1, 40):
+        assert_same_bits(plain(device, x[-n:], linear), together[-n:])
+
+
+@pytest.mark.parametrize("dtype", ["int4g32", "int8", "float16", "bfloat16"])
 def test_stacked_with_biases_and_residual(device: Any, dtype: str) -> None:
     rng = np.random.default_rng(1)
     parts = [weight(rng.standard_normal((rows, 96)).astype(np.float32), dtype) for rows in (5, 30)]
