@@ -76,8 +76,8 @@ def load(results: Path) -> Section:
         "load",
         "Attainment over load, every policy",
         "How many tasks keep all of their targets, and how much utility they bring, from half to "
-        "three times what the machine can do. All policies see the same arrivals; none knows how "
-        "long an answer will be.",
+        "three times what the machine can do. All policies see the same arrivals; none but "
+        "pace-told knows how long an answer will be.",
         [
             (
                 drawn,
