@@ -16,6 +16,7 @@ best ratio included; what it has of the bound; every cell that misses.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ import study
 
 import slicellm
 from slicellm.bench.bound import upper_bound
-from slicellm.bench.lengths import read_trace
+from slicellm.bench.lengths import Trace, read_trace
 from slicellm.bench.profiles import Profile, load_profile
 from slicellm.bench.tasks import TaskColumns
 from slicellm.bench.workload import Workload, load_workload, trace_workload
@@ -60,13 +61,18 @@ BARS = {"utility": 0.95, "attainment": 0.90}  # of the bound
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 0.975 quantile by number of seeds
 
 
+@functools.cache
+def trace(path: Path) -> Trace:
+    return read_trace(path)
+
+
 def make_workload(name: str, utility: float, traces: Path) -> Workload:
     if name == "edge":
         workload = load_workload("edge")
     elif name == "tiers":
-        workload = load_workload("tiers", read_trace(traces / TRACES["sharegpt"]))
+        workload = load_workload("tiers", trace(traces / TRACES["sharegpt"]))
     else:
-        workload = trace_workload(read_trace(traces / TRACES[name]))
+        workload = trace_workload(trace(traces / TRACES[name]))
         if name == "sharegpt":  # tiers has its lengths; here every task is of the strict class
             strict = next(c for c in workload.classes if c.name == "strict")
             workload = replace(workload, classes=(replace(strict, share=1.0),))
