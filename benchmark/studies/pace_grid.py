@@ -134,7 +134,8 @@ def measure(args: argparse.Namespace, *key: Any) -> dict[str, Any]:
 
 def compare(cells: Sequence[study.Cell]) -> dict[str, Any]:
     """pace against the best other policy by mean utility, paired over the cells' seeds."""
-    scores = {p: np.array([c["policies"][p][0] for c in cells]) for p in (*OURS, *OTHERS)}
+    none = [float("nan")]  # of pace-told, in cells from before it
+    scores = {p: np.array([c["policies"].get(p, none)[0] for c in cells]) for p in (*OURS, *OTHERS)}
     best = max(OTHERS, key=lambda p: float(scores[p].mean()))
     gain = scores["pace"] - scores[best]
     half = 0.0

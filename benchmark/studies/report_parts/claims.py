@@ -59,7 +59,8 @@ def pace_rows(results: Path) -> list[Row]:
     ]
     bounds = [c["bound"] for c in cells if c["bound"] and c["bound"]["valid"]]
     for key, (_, _, asked, _) in figures.BOUNDS.items():
-        shares = [b[f"pace_{key}"] / b[key] for b in bounds if b[key] > 0]
+        found_shares = (figures.bound_share(b, key) for b in bounds)
+        shares = [share for share in found_shares if share is not None]
         if shares:
             good = sum(share >= asked for share in shares)
             ours = f"{good} of {len(shares)} cells; {min(shares):.2f} to {max(shares):.2f}"

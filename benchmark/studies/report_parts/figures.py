@@ -212,6 +212,13 @@ def _diverging() -> Any:
     return LinearSegmentedColormap.from_list("gain", ends)
 
 
+def bound_share(bound: Mapping[str, Any], key: str) -> float | None:
+    """pace's share of a bound, recorded as [bound, pace, ..] or, earlier, as two entries."""
+    recorded = bound[key]
+    limit, ours = recorded[:2] if isinstance(recorded, list) else (recorded, bound[f"pace_{key}"])
+    return ours / limit if limit > 0 else None
+
+
 def bound_figure(results: Path) -> Any:
     """pace's share of the clairvoyant bound in every cell that has one."""
     from matplotlib.lines import Line2D
@@ -224,9 +231,9 @@ def bound_figure(results: Path) -> Any:
         for row, (load, workload) in enumerate(sides):
             for cell in study.chosen(cells, profile=machine, load=load, workload=workload):
                 for key, (_, mark, asked, place) in BOUNDS.items():
-                    if not cell["bound"][key] > 0:
+                    share = bound_share(cell["bound"], key)
+                    if share is None:
                         continue
-                    share = cell["bound"][f"pace_{key}"] / cell["bound"][key]
                     ink = style.COLOURS["pace"] if share >= asked else style.MISSED
                     face = ink if key == "utility" else "white"
                     at = (100 * share, row + place)
