@@ -56,7 +56,7 @@ __device__ inline uint8_t code_of(float x, float scale) {
 
 // Rotates q and k; q goes to `queries`, k and v to the cache.
 template <bool kInt8>
-__global__ void __launch_bounds__(32 * kAppendWarps) rope_append(const AppendParams p) {
+__global__ void __launch_bounds__(32 * kAppendWarps) append_kernel(const AppendParams p) {
   const int lane = threadIdx.x % 32;
   const int head = blockIdx.y * kAppendWarps + threadIdx.x / 32;
   if (head >= p.heads + 2 * p.kv_heads) return;
@@ -124,25 +124,25 @@ const AttentionKernels& kernels_for(DType kv_dtype, int32_t head_dim) {
   return kv_dtype == DType::int8 ? kInt8Attention[index] : kHalfAttention[index];
 }
 
+// The layer's part of block 0.
+std::byte* layer_data(const AttentionRun& run) {
+  return run.kv->data() + run.layer * 2 * run.kv->matrix_bytes() * run.kv->layout().kv_heads;
+}
+
 }  // namespace
 
 void prepare_attention(const KvLayout& layout) {
   kernels_for(layout.dtype, layout.head_dim).prepare();
 }
 
-void run_attention(cudaStream_t stream, const AttentionPlan& plan, const AttentionRun& run) {
+void rope_append(cudaStream_t stream, const AttentionPlan& plan, const AttentionRun& run) {
   const AttentionShape& shape = plan.shape();
-  const KvLayout& layout = run.kv->layout();
-  const size_t layer_bytes = 2 * run.kv->matrix_bytes() * shape.kv_heads;
-  const auto* places = reinterpret_cast<const TokenPlace*>(run.image);
-  std::byte* kv = run.kv->data() + run.layer * layer_bytes;
-
-  const AppendParams append = {.places = places,
+  const AppendParams params = {.places = reinterpret_cast<const TokenPlace*>(run.image),
                                .qkv = run.qkv,
                                .cos = run.rope->cos(),
                                .sin = run.rope->sin(),
                                .queries = run.queries,
-                               .kv = kv,
+                               .kv = layer_data(run),
                                .block_bytes = run.kv->block_bytes(),
                                .matrix_bytes = run.kv->matrix_bytes(),
                                .style = run.rope->style,
@@ -151,24 +151,27 @@ void run_attention(cudaStream_t stream, const AttentionPlan& plan, const Attenti
                                .kv_heads = shape.kv_heads,
                                .head_dim = shape.head_dim};
   const int heads = shape.heads + 2 * shape.kv_heads;
-  const dim3 append_grid(static_cast<unsigned>(plan.tokens()),
-                         static_cast<unsigned>((heads + kAppendWarps - 1) / kAppendWarps));
-  if (layout.dtype == DType::int8) {
-    SLICELLM_LAUNCH((rope_append<true>), append_grid, dim3(32 * kAppendWarps), 0, stream, append);
+  const dim3 grid(static_cast<unsigned>(plan.tokens()),
+                  static_cast<unsigned>((heads + kAppendWarps - 1) / kAppendWarps));
+  if (run.kv->layout().dtype == DType::int8) {
+    SLICELLM_LAUNCH((append_kernel<true>), grid, dim3(32 * kAppendWarps), 0, stream, params);
   } else {
-    SLICELLM_LAUNCH((rope_append<false>), append_grid, dim3(32 * kAppendWarps), 0, stream, append);
+    SLICELLM_LAUNCH((append_kernel<false>), grid, dim3(32 * kAppendWarps), 0, stream, params);
   }
   SLICELLM_CUDA_CHECK(cudaGetLastError());
+}
 
+void attend(cudaStream_t stream, const AttentionPlan& plan, const AttentionRun& run) {
+  const AttentionShape& shape = plan.shape();
+  auto* partials = reinterpret_cast<float*>(run.partials);
   const int64_t partial_floats =
       plan.partial_rows_ * shape.kv_heads * padded_head_dim(shape.head_dim);
-  auto* partials = reinterpret_cast<float*>(run.partials);
   const AttentionParams params = {
-      .places = places,
+      .places = reinterpret_cast<const TokenPlace*>(run.image),
       .items = reinterpret_cast<const AttentionItem*>(run.image + plan.first_item_),
       .tables = run.image + plan.first_table_,
       .queries = run.queries,
-      .kv = kv,
+      .kv = layer_data(run),
       .block_bytes = run.kv->block_bytes(),
       .matrix_bytes = run.kv->matrix_bytes(),
       .out = run.out,
@@ -182,7 +185,7 @@ void run_attention(cudaStream_t stream, const AttentionPlan& plan, const Attenti
       .head_dim = shape.head_dim,
       .scale = run.scale * std::numbers::log2e_v<float>};
   const dim3 grid(static_cast<unsigned>(plan.items_), static_cast<unsigned>(shape.kv_heads));
-  kernels_for(layout.dtype, shape.head_dim).launch(stream, params, plan.wide_, grid);
+  kernels_for(run.kv->layout().dtype, shape.head_dim).launch(stream, params, plan.wide_, grid);
   SLICELLM_CUDA_CHECK(cudaGetLastError());
 }
 

@@ -41,14 +41,14 @@ class AttentionPlan {
   // Everything that the kernels read, to be copied to the device as it is.
   std::span<const int32_t> image() const { return image_; }
 
-  // Device memory for run_attention, besides the image; what a step leaves there is of no use to
+  // Device memory for an AttentionRun, besides the image; what a step leaves there is of no use to
   // the next, but for the counters: zero before the first use, they are left zero.
   size_t query_bytes() const;
   size_t partial_bytes() const;
   size_t counter_bytes() const;
 
  private:
-  friend void run_attention(cudaStream_t, const AttentionPlan&, const struct AttentionRun&);
+  friend void attend(cudaStream_t, const AttentionPlan&, const struct AttentionRun&);
 
   AttentionShape shape_;
   int64_t tokens_ = 0, items_ = 0;
@@ -73,15 +73,17 @@ struct AttentionRun {
   int32_t* counters = nullptr;    // counter_bytes()
 };
 
-// Rotates, appends and attends: two launches.
-void run_attention(cudaStream_t stream, const AttentionPlan& plan, const AttentionRun& run);
+// Rotates q, which goes to run.queries, and k; appends k and v to the cache. One launch.
+void rope_append(cudaStream_t stream, const AttentionPlan& plan, const AttentionRun& run);
+// Attends with run.queries. One launch.
+void attend(cudaStream_t stream, const AttentionPlan& plan, const AttentionRun& run);
 
 // The head dimension that the kernels work with: 32, 64, 96 or 128. Throws Error(unsupported) for
 // one that is odd or above 128.
 int32_t padded_head_dim(int32_t head_dim);
 
 // Lets the kernels for such a cache use the shared memory they need on the current device; before
-// the first run_attention (CudaKvStorage does it).
+// the first attend() (CudaKvStorage does it).
 void prepare_attention(const KvLayout& layout);
 
 }  // namespace slicellm::cuda

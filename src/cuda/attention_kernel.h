@@ -9,7 +9,7 @@ namespace slicellm::cuda {
 // without wide tiles, which needs fewer registers.
 template <int kDim, bool kInt8, bool kWide>
 __global__ void __launch_bounds__(kAttentionThreads, kWide ? 2 : 3)
-    attend(const AttentionParams p) {
+    attend_kernel(const AttentionParams p) {
   SLICELLM_DYNAMIC_SHARED(std::byte, shared);
   const AttentionItem& item = p.items[blockIdx.x];
   if (kWide && item.rows > kNarrowRows) {

@@ -22,18 +22,20 @@ constexpr AttentionKernels kAttentionKernels = {
     [](cudaStream_t stream, const AttentionParams& params, bool wide, dim3 grid) {
       constexpr size_t kShared = kAttentionSharedBytes<kDim, kInt8>;
       if (wide) {
-        SLICELLM_LAUNCH((attend<kDim, kInt8, true>), grid, dim3(kAttentionThreads), kShared, stream,
-                        params);
+        SLICELLM_LAUNCH((attend_kernel<kDim, kInt8, true>), grid, dim3(kAttentionThreads), kShared,
+                        stream, params);
       } else {
-        SLICELLM_LAUNCH((attend<kDim, kInt8, false>), grid, dim3(kAttentionThreads), kShared,
+        SLICELLM_LAUNCH((attend_kernel<kDim, kInt8, false>), grid, dim3(kAttentionThreads), kShared,
                         stream, params);
       }
     },
     [] {
       constexpr auto kAttribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
       constexpr int kShared = kAttentionSharedBytes<kDim, kInt8>;
-      SLICELLM_CUDA_CHECK(cudaFuncSetAttribute(attend<kDim, kInt8, true>, kAttribute, kShared));
-      SLICELLM_CUDA_CHECK(cudaFuncSetAttribute(attend<kDim, kInt8, false>, kAttribute, kShared));
+      SLICELLM_CUDA_CHECK(
+          cudaFuncSetAttribute(attend_kernel<kDim, kInt8, true>, kAttribute, kShared));
+      SLICELLM_CUDA_CHECK(
+          cudaFuncSetAttribute(attend_kernel<kDim, kInt8, false>, kAttribute, kShared));
     }};
 
 }  // namespace slicellm::cuda

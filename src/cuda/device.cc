@@ -306,7 +306,8 @@ void CudaDevice::rope_append_attend(const AttentionArgs& args) {
   run.queries = queries_.get<__half>();
   run.partials = partials_.get();
   run.counters = counters_.get<int32_t>();
-  run_attention(stream_, plan.plan, run);
+  rope_append(stream_, plan.plan, run);
+  attend(stream_, plan.plan, run);
 }
 
 }  // namespace slicellm::cuda
