@@ -16,6 +16,9 @@ from slicellm._core import InvalidArgument
 from slicellm.bench import profiles
 from slicellm.bench.profiles import Profile, decode_step, load_profile, parse_profile
 from slicellm.bench.roofline import Hardware, Shape, parse_shape, roofline_profile
+from slicellm.bench.tasks import WorkloadTask
+from slicellm.cli.profiles import _weighted_quantiles
+from slicellm.simulation import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = (
@@ -73,6 +76,30 @@ def test_files_survive_a_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_text(profile.to_json(), encoding="utf-8")
     assert load_profile(str(path)) == profile
+
+
+def test_residuals_survive_and_are_drawn_with_their_own_mean(tmp_path: Path) -> None:
+    machine = table_machine([10.0] * 64, residuals=(0.5, 1.0, 2.5))
+    path = tmp_path / "p.json"
+    path.write_text(machine.to_json(), encoding="utf-8")
+    assert load_profile(str(path)) == machine
+    tasks = [WorkloadTask(0.0, 1, 4000, 4000)]
+    run = simulate(tasks, "orca", machine, seed=3)
+    assert run.steps is not None
+    factors = run.steps["duration"][1:] / 0.010  # decode steps
+    # Half of the draws lie evenly in [0.5, 1], half in [1, 2.5]: mean (0.75 + 1.75) / 2.
+    assert factors.min() >= 0.5 and factors.max() <= 2.5
+    assert np.mean(factors) == pytest.approx(1.25, abs=4 * np.std(factors) / np.sqrt(len(factors)))
+    assert np.median(factors) == pytest.approx(1.0, abs=0.05)
+
+
+def test_time_weighted_quantiles() -> None:
+    # 300 steps of 1 s at 2x and 100 of 7 s at 1x: by time, 70 % of what is drawn is 1x.
+    found = _weighted_quantiles(
+        np.repeat([2.0, 1.0], [300, 100]), np.repeat([1.0, 7.0], [300, 100])
+    )
+    assert found[0] == 1.0 and found[-1] == 2.0 and list(found) == sorted(found)
+    assert np.mean(found) == pytest.approx(1.3, abs=0.02)
 
 
 # ---- beliefs ------------------------------------------------------------------------------------
@@ -148,6 +175,11 @@ def test_shape_text() -> None:
     ("change", "words"),
     [
         ({"jitter": -1}, "jitter"),
+        ({"jitter": 0.1, "residuals": [0.9, 1.1]}, "residuals"),
+        ({"jitter": 0, "residuals": [1.1, 0.9]}, "residuals"),
+        ({"jitter": 0, "residuals": [1.0]}, "residuals"),
+        ({"jitter": 0, "residuals": [0.0, 1.0]}, "residuals"),
+        ({"jitter": 0, "residuals": "1"}, "residuals"),
         ({"jitter": float("nan")}, "jitter"),
         ({"max_rows": 0}, "max_rows"),
         ({"kv": {"blocks": 0}}, "kv.blocks"),

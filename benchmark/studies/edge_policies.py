@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How slice, orca and fastserve serve the workload `edge` at saturation and above.
+"""How pace, slice, orca, fastserve and sarathi serve the workload `edge` at saturation and above.
 
 Runs every cell of load x seed x policy on one model and writes one result file a cell, so that an
 interrupted study goes on where it stopped; then, from whatever cells there are, a table, the ratios
@@ -40,6 +40,8 @@ POLICIES = (
     "slice:ratio=0.5",
     "orca",
     "fastserve",
+    "sarathi",
+    "pace",
 )
 LOADS = (1.0, 2.0, 3.0)
 SEEDS = (0, 1, 2)

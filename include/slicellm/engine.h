@@ -47,6 +47,7 @@ struct StepRecord {
   double plan_seconds = 0;         // inside the policy (on, plan, commit) since the last step
   double overhead_seconds = 0;     // loop time outside policy and executor since the last step
   double predicted = 0;            // the latency model's median before the step
+  StepFeatures features;           // what it was predicted from, padding included
   int32_t decode_rows = 0, prefill_tokens = 0, prefill_rows = 0;  // of tasks
   int32_t padding_rows = 0, padding_tokens = 0;  // decode rows and pads computed for nobody
 };

@@ -24,13 +24,17 @@ struct SimMachine {
   int32_t blocks = 0;  // device KV
   int32_t host_blocks = 0;
   double jitter = 0;  // a step's time is multiplied by exp(jitter * N(0, 1))
-  uint64_t seed = 0;  // of the jitter
+  // Measured instead, if not empty: quantiles of time / median, at equal steps from the least to
+  // the greatest; a step's time is multiplied by a draw from them.
+  std::vector<double> residuals;
+  uint64_t seed = 0;  // of either
 };
 
 // Runs batches in virtual time: a step takes what `truth` predicts for it (its median; `truth` is
 // never corrected), times a jitter that is a function of the seed and the step's number. Every
 // token is 0; a task ends at its true output length, else at its cap.
-// Throws Error(invalid_argument) for a jitter outside [0, 1] or a machine without blocks.
+// Throws Error(invalid_argument) for a jitter outside [0, 1], residuals that do not ascend from
+// above 0, both of them, or a machine without blocks.
 std::shared_ptr<Executor> make_sim_executor(std::unique_ptr<LatencyModel> truth,
                                             const SimMachine& machine);
 

@@ -440,6 +440,7 @@ def simulate(
     block_tokens: int = 16,
     bytes_per_token: int = 4,
     jitter: float = 0.0,
+    residuals: Sequence[float] | None = None,
     seed: int = 0,
     max_rows: int = 64,
     max_step_tokens: int = 2048,
@@ -453,7 +454,8 @@ def simulate(
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Runs tasks in virtual time under `policy`, to their end, on the calling thread. A step takes
-    what `truth` predicts times exp(jitter * N(0, 1)); the policy is shown `belief`. By task:
+    what `truth` predicts times exp(jitter * N(0, 1)), or times a draw from `residuals` (quantiles
+    at equal steps); the policy is shown `belief`. By task:
     arrival, first_token, last_token, finish, max_gap, max_lateness (s, NaN without tokens), tokens,
     reason (number of the FinishReason). Besides gaps and plan_seconds (count, mean, max,
     percentiles), num_steps, busy_seconds, prefill_seconds, decode_steps, decode_rows (padding

@@ -174,6 +174,7 @@ def simulate(
         block_tokens=machine.block_tokens,
         bytes_per_token=machine.bytes_per_token,
         jitter=machine.jitter,
+        residuals=machine.residuals or None,
         seed=seed,
         max_rows=rows,
         max_step_tokens=machine.max_step_tokens if max_step_tokens is None else max_step_tokens,

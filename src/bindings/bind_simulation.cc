@@ -114,6 +114,13 @@ py::dict run(const py::object& policy, const LatencyModel& truth, const LatencyM
   machine.kv.head_dim = bytes / 4;
   const py::object jitter = keywords.take("jitter");
   if (!jitter.is_none()) machine.jitter = to_number(jitter, "jitter");
+  const py::object residuals = keywords.take("residuals");
+  if (!residuals.is_none()) {
+    for (const py::handle value : residuals) {
+      machine.residuals.push_back(
+          to_number(py::reinterpret_borrow<py::object>(value), "residuals"));
+    }
+  }
   const py::object seed = keywords.take("seed");
   if (!seed.is_none()) machine.seed = to_uint64(seed, "seed");
 

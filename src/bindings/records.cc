@@ -1,15 +1,16 @@
 #include "bindings/records.h"
 
 #include <algorithm>
+#include <functional>
 
 namespace slicellm {
 namespace {
 
-template <typename T, typename Field>
+template <typename T, typename Field>  // a member, or a function of a record
 py::array_t<T> column(const std::vector<StepRecord>& steps, Field field) {
   py::array_t<T> result(static_cast<py::ssize_t>(steps.size()));
   std::transform(steps.begin(), steps.end(), result.mutable_data(),
-                 [field](const StepRecord& step) { return step.*field; });
+                 [field](const StepRecord& step) { return std::invoke(field, step); });
   return result;
 }
 
@@ -27,6 +28,13 @@ py::dict steps_dict(const std::vector<StepRecord>& steps) {
   d["prefill_rows"] = column<int32_t>(steps, &StepRecord::prefill_rows);
   d["padding_rows"] = column<int32_t>(steps, &StepRecord::padding_rows);
   d["padding_tokens"] = column<int32_t>(steps, &StepRecord::padding_tokens);
+  d["tokens"] = column<int32_t>(steps, [](const StepRecord& s) { return s.features.tokens; });
+  d["rows"] = column<int32_t>(steps, [](const StepRecord& s) { return s.features.rows; });
+  d["context"] = column<double>(steps, [](const StepRecord& s) { return s.features.context; });
+  d["chunk_work"] =
+      column<double>(steps, [](const StepRecord& s) { return s.features.chunk_work; });
+  d["swap_bytes"] =
+      column<double>(steps, [](const StepRecord& s) { return s.features.swap_bytes; });
   return d;
 }
 

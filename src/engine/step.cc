@@ -57,6 +57,7 @@ void Loop::run(const StepPlan& plan, double now) {
                     .duration = outcome_.duration,
                     .plan_seconds = policy_seconds_,
                     .predicted = predicted,
+                    .features = outcome_.features,
                     .decode_rows = static_cast<int32_t>(plan.decode.size()),
                     .prefill_tokens = outcome_.features.prefill_tokens - padding.prompt_tokens(),
                     .prefill_rows = static_cast<int32_t>(plan.prefill.size()),

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <deque>
 #include <numbers>
@@ -34,6 +35,26 @@ double normal_at(uint64_t seed, uint64_t position) {
   return radius * std::cos(2 * std::numbers::pi * uniform_at(seed, 2 * position + 1));
 }
 
+void check_residuals(const SimMachine& machine) {
+  const std::vector<double>& r = machine.residuals;
+  if (r.empty()) return;
+  const bool ascend =
+      r.front() > 0 && std::isfinite(r.back()) && std::is_sorted(r.begin(), r.end());
+  if (r.size() < 2 || !ascend || machine.jitter > 0) {
+    throw Error(
+        ErrorKind::invalid_argument, "residuals",
+        std::to_string(r.size()) + " numbers and a jitter of " + std::to_string(machine.jitter),
+        "at least two numbers above 0 that ascend, and no jitter");
+  }
+}
+
+// The value at share `u` in [0, 1) of quantiles at equal steps, linear between them.
+double quantile_of(const std::vector<double>& quantiles, double u) {
+  const double place = u * static_cast<double>(quantiles.size() - 1);
+  const size_t i = static_cast<size_t>(place);
+  return std::lerp(quantiles[i], quantiles[i + 1], place - static_cast<double>(i));
+}
+
 class SimExecutor final : public Executor {
  public:
   SimExecutor(std::unique_ptr<LatencyModel> truth, const SimMachine& machine)
@@ -42,6 +63,7 @@ class SimExecutor final : public Executor {
       throw Error(ErrorKind::invalid_argument, "jitter", std::to_string(machine.jitter),
                   "a number from 0 to 1");
     }
+    check_residuals(machine);
     if (machine.blocks < 1 || machine.host_blocks < 0 || machine.kv.block_tokens < 1) {
       throw Error(ErrorKind::invalid_argument, "kv blocks",
                   std::to_string(machine.blocks) + " and " + std::to_string(machine.host_blocks),
@@ -65,6 +87,9 @@ class SimExecutor final : public Executor {
     result.duration = truth_->predict(features).median;
     if (machine_.jitter > 0) {
       result.duration *= std::exp(machine_.jitter * normal_at(machine_.seed, steps_));
+    }
+    if (!machine_.residuals.empty()) {
+      result.duration *= quantile_of(machine_.residuals, uniform_at(machine_.seed, steps_));
     }
     for (const BatchSequence& s : batch.sequences) {
       if (!s.sample || s.task == kNoTask) continue;

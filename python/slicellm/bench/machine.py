@@ -177,6 +177,7 @@ class SimulatedMachine:
             "profile": self.profile.name,
             "profile_provenance": dict(self.profile.provenance),
             "jitter": self.profile.jitter,
+            "residuals": list(self.profile.residuals),
         }
 
     def encode(self, text: str) -> list[int]:
@@ -223,14 +224,14 @@ class SimulatedMachine:
 
     def bound(self, tasks: TaskColumns, in_flight: int) -> Bound:
         lengths = np.where(tasks.output_tokens > 0, tasks.output_tokens, tasks.max_tokens)
-        jitter = self.profile.jitter
+        varies = self.profile.jitter > 0 or len(self.profile.residuals) > 0
         return upper_bound(
             replace(tasks, output_tokens=lengths),
             self.latency,
             max_rows=self.max_rows,
             max_step_tokens=self.profile.max_step_tokens,
             closed_loop=in_flight > 0,
-            caveat=f"steps vary by {100 * jitter:g} % about their medians" if jitter else "",
+            caveat="steps vary about their medians" if varies else "",
         )
 
 

@@ -3,6 +3,7 @@
     {"name", "about", "provenance": {NUMBER: what is published and where, or "ours: ..."},
      "latency": a latency model (LatencyModel.to_json: kind table or piecewise),
      "jitter": sigma; a step takes the latency model's median times exp(jitter * N(0, 1)),
+     "residuals": measured instead, with a jitter of 0: quantiles of time / median at equal steps,
      "kv": {"blocks", "host_blocks", "block_tokens", "bytes_per_token"},
      "max_rows": most tasks in a step, "max_step_tokens": most tokens in a step}
 
@@ -66,6 +67,7 @@ class Profile:
     bytes_per_token: int
     max_rows: int
     max_step_tokens: int
+    residuals: tuple[float, ...] = ()
 
     def truth(self) -> LatencyModel:
         """How long steps take, jitter apart."""
@@ -78,7 +80,11 @@ class Profile:
         def measured(step: Step) -> list[float]:
             """Milliseconds of single measurements; none if such a step takes no time."""
             median = truth.predict_ms(*step)[0]
-            noise = np.exp(self.jitter * rng.standard_normal(REPEATS))
+            if self.residuals:
+                places = np.linspace(0, 1, len(self.residuals))
+                noise = np.interp(rng.random(REPEATS), places, self.residuals)
+            else:
+                noise = np.exp(self.jitter * rng.standard_normal(REPEATS))
             return [float(median * factor) for factor in noise] if median > 0 else []
 
         if self.latency["kind"] == "table":
@@ -118,6 +124,7 @@ class Profile:
             "about": self.about,
             "provenance": dict(self.provenance),
             "jitter": self.jitter,
+            **({"residuals": list(self.residuals)} if self.residuals else {}),
             "kv": {
                 "blocks": self.blocks,
                 "host_blocks": self.host_blocks,
@@ -157,6 +164,17 @@ def load_profile(name_or_path: str) -> Profile:
     return parse_profile(read_text(name_or_path, "--latency-profile"), name_or_path)
 
 
+def _residuals(where: str, body: Mapping[str, Any]) -> tuple[float, ...]:
+    given = body.get("residuals", [])
+    expected = "at least two numbers above 0 that ascend, with a jitter of 0"
+    if not isinstance(given, list) or (given and body.get("jitter") != 0):
+        raise checks.invalid(where, given, expected)
+    values = tuple(checks.number(where, value, 0, 1e6, above=True) for value in given)
+    if len(values) == 1 or list(values) != sorted(values):
+        raise checks.invalid(where, given, expected)
+    return values
+
+
 def parse_profile(text: str, where: str = "profile") -> Profile:
     """A profile from a file's text; every fault is one sentence."""
     try:
@@ -164,7 +182,10 @@ def parse_profile(text: str, where: str = "profile") -> Profile:
     except (json.JSONDecodeError, RecursionError) as error:
         raise checks.invalid(where, str(error), "a JSON object") from None
     body = checks.mapping(where, spec)
-    keys = ("name", "about", "provenance", "latency", "jitter", "kv", "max_rows", "max_step_tokens")
+    keys = (
+        "name", "about", "provenance", "latency", "jitter", "residuals", "kv", "max_rows",
+        "max_step_tokens",
+    )  # fmt: skip
     checks.known_keys(where, body, keys)
     provenance = checks.mapping(f"{where}: provenance", body.get("provenance", {}))
     kv = checks.mapping(f"{where}: kv", body.get("kv"))
@@ -181,6 +202,7 @@ def parse_profile(text: str, where: str = "profile") -> Profile:
         provenance={k: checks.text(f"{where}: provenance.{k}", v) for k, v in provenance.items()},
         latency=latency,
         jitter=checks.number(f"{where}: jitter", body.get("jitter"), 0, 1),
+        residuals=_residuals(f"{where}: residuals", body),
         **{
             key: checks.integer(f"{where}: kv.{key}", kv.get(key), low, MAX_COUNT)
             for key, low in sizes.items()

@@ -22,6 +22,7 @@ class Run:
     log: EventLog
     steps: dict[str, npt.NDArray[Any]]  # columns of the engine's step records
     outputs: list[dict[str, Any]]  # the engine's result of each task
+    latency_json: str  # the engine's latency model, as the run corrected it
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Runner:
             engine.wait_idle()
             engine.check_integrity()
             log = _event_log(tasks, outputs, engine.drain_events(), in_flight > 0)
-            return Run(log, engine.drain_steps(), outputs)
+            return Run(log, engine.drain_steps(), outputs, engine.latency_json())
         finally:
             engine.close()
 

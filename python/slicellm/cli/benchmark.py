@@ -62,7 +62,7 @@ def _machine(args: argparse.Namespace) -> Machine:
     if args.executor == "sim":
         profile = load_profile(args.latency_profile or DEFAULT_PROFILE)
         if args.jitter is not None:
-            profile = replace(profile, jitter=args.jitter)
+            profile = replace(profile, jitter=args.jitter, residuals=())
         rows = args.batch or profile.max_rows
         return SimulatedMachine(
             profile, rows, args.kv_cache_limit, args.instances or 1, args.dispatch or "round_robin"

@@ -5,17 +5,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from .. import _core
 from ..bench import report
+from ..bench.arrivals import Gamma
 from ..bench.profiles import MAX_COUNT, Profile, load_profile, names
 from ..bench.roofline import Hardware, parse_shape, roofline_profile
+from ..bench.runner import Run, Runner
+from ..bench.saturation import SAMPLE, offered_work
+from ..bench.workload import load_workload, prompt_ids
 from ..errors import InvalidArgument, make_error, show
 from ..model import Model
 from .common import Parser, real, whole
+
+MAX_ROWS = 64  # the engine's default
+RESIDUALS = 65  # quantiles kept
+SERVED_SEED = 999_983  # of the tasks that a profile is measured with
 
 ROOFLINE_EPILOG = """\
 A step reads the weights and the KV of its decode rows once and multiplies each token with each
@@ -119,17 +131,60 @@ def roofline(args: argparse.Namespace) -> None:
     _write(args.output, profile)
 
 
-def measured_profile(model: Model, latency: _core.LatencyModel, name: str) -> Profile:
-    """The profile of a model on this machine, from its calibration. Jitter is what the spread of
-    single measurements says: their 95th percentile lies 1.645 sigma above the median."""
+def _serve(model: Model, latency: _core.LatencyModel, seconds: float) -> Run:
+    """`edge` at saturation under orca for about so long: what steps take while serving."""
+    workload = load_workload("edge")
+    _, prompts, outputs = workload.lengths(SAMPLE, SERVED_SEED)
+    work = offered_work(prompts, outputs, latency, MAX_ROWS)
+    count = max(10, int(work.saturation * seconds))
+    tasks = workload.columns(count, SERVED_SEED, Gamma(work.saturation), work.slo_scale).tasks()
+    vocabulary, ends = model.spec["vocab"], model.spec["eos_ids"]
+    ids = [
+        prompt_ids(i, task.prompt_tokens, SERVED_SEED, vocabulary, ends)
+        for i, task in enumerate(tasks)
+    ]
+    return Runner(model.core, latency.to_json(), max_rows=MAX_ROWS).run("orca", tasks, ids)
+
+
+def predicted_seconds(
+    latency: _core.LatencyModel, steps: Mapping[str, npt.NDArray[Any]]
+) -> npt.NDArray[np.float64]:
+    """What `latency` expects of recorded steps (columns of the engine's step records)."""
+    columns = [steps[k] for k in ("tokens", "rows", "context", "chunk_work", "swap_bytes")]
+    columns.append(steps["prefill_tokens"] + steps["padding_tokens"])
+    rows = zip(*(column.tolist() for column in columns))
+    return np.array([latency.predict_ms(*row)[0] / 1000 for row in rows])
+
+
+def _weighted_quantiles(
+    ratios: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Quantiles at equal steps, a ratio counting by the time it stands for: what disturbs a short
+    step by half of itself must not be drawn for a long one as often."""
+    order = np.argsort(ratios)
+    reached = np.cumsum(weights[order]) - weights[order] / 2
+    places = np.linspace(0, 1, RESIDUALS) * weights.sum()
+    found: npt.NDArray[np.float64] = np.interp(places, reached, ratios[order])
+    return found
+
+
+def measured_profile(
+    model: Model, latency: _core.LatencyModel, name: str, seconds: float
+) -> Profile:
+    """The profile of a model on this machine: its calibration, as corrected by about `seconds` of
+    serving, with the residuals of the steps served."""
     engine = _core.Engine(model.core, "orca", latency)
     try:
         stats = engine.stats()
     finally:
         engine.close()
-    body = json.loads(latency.to_json())
-    ratio = float(body["quantile"])
+    served = _serve(model, latency, seconds)
+    body = json.loads(served.latency_json)
     body["quantile"] = 1.0
+    truth = _core.LatencyModel.from_json(json.dumps(body))
+    expected = predicted_seconds(truth, served.steps)
+    ratios = served.steps["duration"] / expected
+    residuals = _weighted_quantiles(ratios, expected)
     machine = report.machine()
     where = f"{machine['cpu']}, {model.threads} threads"
     bytes_per_token = model.kv_bytes_per_token
@@ -137,27 +192,31 @@ def measured_profile(model: Model, latency: _core.LatencyModel, name: str) -> Pr
         name=name,
         about=f"{Path(model.path).name} on {where}: measured by slicellm calibrate.",
         provenance={
-            "latency": f"measured on {where}, {machine['system']}: {body['provenance']}",
-            "jitter": f"measured: ln({ratio:.4f}) / 1.645, of single steps over the fitted medians",
+            "latency": f"measured on {where}, {machine['system']}: {body['provenance']}; corrected "
+            f"by {len(ratios)} steps of edge at saturation under orca",
+            "residuals": "measured: of those steps over the corrected medians, by time",
             "kv": f"measured: what an engine takes of this machine's free memory; "
             f"{bytes_per_token} bytes a token by the model's shape",
             "max_rows": "ours: the engine's default",
             "max_step_tokens": "ours: the engine's default",
         },
         latency=body,
-        jitter=min(math.log(max(ratio, 1.0)) / 1.645, 0.5),
+        jitter=0.0,
         blocks=int(stats["total_blocks"]),
         host_blocks=int(stats["total_host_blocks"]),
         block_tokens=round(model.core.kv_block_bytes / bytes_per_token),
         bytes_per_token=min(bytes_per_token, MAX_COUNT),
-        max_rows=64,
+        max_rows=MAX_ROWS,
         max_step_tokens=2048,
+        residuals=tuple(float(f"{value:.4f}") for value in residuals),
     )
 
 
-def write_measured(path: str, model: Model, latency: _core.LatencyModel, name: str | None) -> None:
+def write_measured(
+    path: str, model: Model, latency: _core.LatencyModel, name: str | None, seconds: float
+) -> None:
     """`slicellm calibrate --profile FILE`."""
-    _write(path, measured_profile(model, latency, name or Path(path).stem))
+    _write(path, measured_profile(model, latency, name or Path(path).stem, seconds))
 
 
 def _write(path: str, profile: Profile) -> None:

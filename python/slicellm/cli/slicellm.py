@@ -129,7 +129,7 @@ def calibrate(args: argparse.Namespace) -> None:
         console.print(f"prompt of {tokens} tokens: {step:.1f} ms{rate}")
     console.print(f"kept in {calibration.cache_file(model)}", soft_wrap=True)
     if args.profile is not None:
-        profiles.write_measured(args.profile, model, latency, args.name)
+        profiles.write_measured(args.profile, model, latency, args.name, args.seconds)
 
 
 def info(args: argparse.Namespace) -> None:
