@@ -132,7 +132,7 @@ def summary(cells: Cells) -> str:
     seeds = sorted({cell["config"]["seed"] for group in cells.values() for cell in group})
     seconds = sum(sum(values(group, "makespan_s")) for group in cells.values())
     lines = [
-        "# edge: slice beside orca and fastserve",
+        "# edge: pace and slice beside orca, fastserve and sarathi",
         "",
         f"{first['model']} on {first['device']} ({first['threads']} threads), {first['tasks']} "
         f"tasks a run, seeds {', '.join(map(str, seeds))}, the same tasks and arrivals for every "
