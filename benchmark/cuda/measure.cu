@@ -41,7 +41,7 @@ Meter::Meter() : device_(device_info(0)) {
   copy_rate_ = 2.0 * static_cast<double>(bytes) / time(10, 5, [&](int) { copy(); });
   const int blocks = device_.multiprocessors;
   const double operations = kStepOperations * kChains * kChainSteps * kWarps * blocks;
-  matrix_rate_ = operations / time(20, 5, [&](int) {
+  matrix_rate_ = operations / time(10, 3, [&](int) {
                    SLICELLM_LAUNCH(multiply_only, dim3(blocks), dim3(kWarps * 32), 0, stream_,
                                    to_.get<float>());
                    SLICELLM_CUDA_CHECK(cudaGetLastError());

@@ -4,7 +4,7 @@
 #include "cuda/linear_weights.h"
 #include "cuda/ptx.h"
 
-// The linear kernel for many tokens: a block of 8 warps computes 128 rows for up to 128 tokens,
+// The linear kernel for many tokens: a block of 8 warps computes 128 rows for up to 192 tokens,
 // from units of packed weights and of activations that a pipeline of asynchronous copies brings to
 // shared memory. The matrix steps of each result come in the order of the narrow kernel, and the
 // sums of its slices are added in the same order, so the results are the same bits.
