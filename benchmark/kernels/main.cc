@@ -32,8 +32,8 @@ struct Options {
 };
 
 constexpr const char* kHelp =
-    "kernel_benchmark [--dtypes int4g32,int8,...] [--batches 1,8,...] [--isa "
-    "portable|avx2|avx512]\n"
+    "kernel_benchmark [--dtypes int4g32,int8,...] [--batches 1,8,...]\n"
+    "                 [--isa portable|avx2|avx512|neon|dotprod|i8mm]\n"
     "                 [--activation auto|float32|int8] [--threads N] [--layers N] [--repeats N]\n";
 
 struct Shape {
