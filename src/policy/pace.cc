@@ -13,7 +13,7 @@ namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kLead = 0.95;  // of a TPOT from due time to due time, so that a lead builds up
-constexpr double kPace = 0.7;   // share of a deadline that tasks without TPOT aim to take
+constexpr double kPace = 0.6;   // share of a deadline that tasks without TPOT aim to take
 constexpr int kMisfits = 16;    // waiting tasks that may fail the demand test in one walk
 constexpr double kSmoothing = 0.02;  // weight of the last step in running means
 

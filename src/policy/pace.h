@@ -32,7 +32,7 @@ namespace slicellm {
 //    much less.
 //
 // Token k of a task with TPOT is due 0.95 k * TPOT after its first token: it may end at any of
-// them, and a lead builds up. The tokens of a task with a deadline are due evenly over 0.7 of it,
+// them, and a lead builds up. The tokens of a task with a deadline are due evenly over 0.6 of it,
 // for the length that nine in ten of its class do not exceed.
 class Pace : public Policy {
  public:
@@ -52,7 +52,8 @@ class Pace : public Policy {
   // Times the value: worth leaving room, or delaying others, for.
   static constexpr double kMuchMore = 1.5;
   // The share of time that a class's admitted work may fill rises with each admitted task that
-  // makes it and falls with each that misses: it rests where one in six misses.
+  // makes it and falls with each that misses, be it of this class or of one worth much more: it
+  // rests where one in six misses.
   static constexpr double kFirstShare = 0.9;
 
   // A class, apart by its cap on the output.
@@ -108,7 +109,7 @@ class Pace : public Policy {
   std::vector<Relegation> find_lost(const View& view) const;
   MissCause cause_of(const TaskView& task, const Job& job, double now) const;
   void relegate(int32_t slot);
-  void judge(Kind& kind, bool made_it) const;
+  void judge(Kind& kind, bool made_it);
 
   void choose_step(StepBuilder& step);
   int32_t most_rows() const;

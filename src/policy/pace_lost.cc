@@ -112,10 +112,17 @@ void Pace::relegate(int32_t slot) {
   lost_.push_back(slot);
 }
 
-// An admitted task of `kind` made it, or missed.
-void Pace::judge(Kind& kind, bool made) const {
+// An admitted task of `kind` made it, or missed: then also classes worth much less had too much.
+void Pace::judge(Kind& kind, bool made) {
   if (!learns_) return;
-  kind.share = std::clamp(kind.share + (made ? kShareUp : -kShareDown), kLeastShare, kMostShare);
+  const auto move = [](Kind& k, double by) {
+    k.share = std::clamp(k.share + by, kLeastShare, kMostShare);
+  };
+  move(kind, made ? kShareUp : -kShareDown);
+  if (made) return;
+  for (auto& [key, other] : kinds_) {
+    if (kMuchMore * other.value < kind.value) move(other, -kShareDown);
+  }
 }
 
 }  // namespace slicellm
