@@ -1,7 +1,6 @@
 #include "simt/fiber.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <new>
@@ -114,14 +113,13 @@ StackPool::~StackPool() {
 }
 
 void* StackPool::top(size_t i) {
-  const size_t page = sysconf(_SC_PAGESIZE);
   while (i >= mappings_.size() * kStacksPerMapping) {
     void* mapping = mmap(nullptr, kStacksPerMapping * kStackBytes, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED) throw std::bad_alloc();
     mappings_.push_back(static_cast<std::byte*>(mapping));
     for (size_t s = 0; s < kStacksPerMapping; ++s) {
-      mprotect(mappings_.back() + s * kStackBytes, page, PROT_NONE);
+      mprotect(mappings_.back() + s * kStackBytes, kGuardBytes, PROT_NONE);
     }
   }
   // Tops at one distance from each other would all fall into a few sets of the caches.
@@ -130,10 +128,9 @@ void* StackPool::top(size_t i) {
 }
 
 bool StackPool::in_guard(const void* address) const {
-  const size_t page = sysconf(_SC_PAGESIZE);
   for (const std::byte* mapping : mappings_) {
     const auto offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(mapping);
-    if (offset < kStacksPerMapping * kStackBytes) return offset % kStackBytes < page;
+    if (offset < kStacksPerMapping * kStackBytes) return offset % kStackBytes < kGuardBytes;
   }
   return false;
 }

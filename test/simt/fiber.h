@@ -14,10 +14,11 @@ extern "C" void simt_switch(void** save, void* load);
 // `entry` must not return.
 void* prepare_stack(void* top, void (*entry)(void*), void* argument);
 
-// Stacks of equal size, each above a page that faults. They stay until the pool is destroyed.
+// Stacks of equal size, each above memory that faults. They stay until the pool is destroyed.
 class StackPool {
  public:
-  static constexpr size_t kStackBytes = size_t{128} << 10;
+  static constexpr size_t kGuardBytes = size_t{64} << 10;  // more than a frame should need
+  static constexpr size_t kStackBytes = kGuardBytes + (size_t{128} << 10);
 
   StackPool() = default;
   StackPool(const StackPool&) = delete;

@@ -2,6 +2,7 @@
 
 #include <cuda_runtime.h>
 
+#include <memory>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -11,23 +12,26 @@
 // What the macros of src/cuda/kernel.h become.
 namespace simt {
 
-// Runs every block of the grid, one after the other, in an order that is not that of their index.
-// Sets the error that cudaGetLastError() and the next synchronisation return.
-void run_grid(const void* kernel, const Grid& grid);
+// Checks the launch and queues it. Blocks will run one after the other, in an order that is not
+// that of their index. `owner` keeps the grid's parameters.
+void start_grid(const void* kernel, const Grid& grid, std::shared_ptr<const void> owner,
+                cudaStream_t stream);
 
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-            cudaStream_t /*stream*/, A&&... arguments) {
+            cudaStream_t stream, A&&... arguments) {
   static_assert((std::is_convertible_v<A&&, P> && ...));
   struct Call {
     void (*kernel)(P...);
     std::tuple<std::decay_t<P>...> parameters;
-  } call{kernel, {static_cast<P>(std::forward<A>(arguments))...}};
+  };
+  auto call = std::make_shared<Call>(Call{kernel, {static_cast<P>(std::forward<A>(arguments))...}});
   const auto body = [](void* pointer) {
     auto& c = *static_cast<Call*>(pointer);
     std::apply(c.kernel, c.parameters);
   };
-  run_grid(reinterpret_cast<const void*>(kernel), {name, grid, block, shared_bytes, body, &call});
+  start_grid(reinterpret_cast<const void*>(kernel),
+             {name, grid, block, shared_bytes, body, call.get()}, call, stream);
 }
 
 inline void* dynamic_shared() { return current->block->dynamic_shared(); }

@@ -21,6 +21,7 @@ struct Registry {
   std::mutex mutex;
   std::map<std::byte*, Allocation> allocations;  // by begin
   size_t used = 0;
+  std::map<std::byte*, size_t> pinned;  // bytes, by begin
 };
 
 // One device, as in a process with one GPU; outlives what is freed at exit.
@@ -73,6 +74,33 @@ bool is_device(const void* pointer, size_t bytes) {
   const auto& [begin, allocation] = *--after;
   const size_t offset = bytes_of(pointer) - begin;
   return offset <= allocation.bytes && bytes <= allocation.bytes - offset;
+}
+
+void* allocate_pinned(size_t bytes) {
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  void* pointer = std::malloc(bytes);
+  if (!pointer) return nullptr;
+  std::memset(pointer, 0xff, bytes);
+  r.pinned[bytes_of(pointer)] = bytes;
+  return pointer;
+}
+
+bool free_pinned(void* pointer) {
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  if (r.pinned.erase(bytes_of(pointer)) == 0) return false;
+  std::free(pointer);
+  return true;
+}
+
+bool is_pinned(const void* pointer) {
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  auto after = r.pinned.upper_bound(bytes_of(pointer));
+  if (after == r.pinned.begin()) return false;
+  --after;
+  return bytes_of(pointer) < after->first + after->second;
 }
 
 std::string describe_device_address(const void* address) {

@@ -14,6 +14,12 @@ void* allocate_device(size_t bytes);
 bool free_device(void* pointer);
 // [pointer, pointer + bytes) lies within one allocation.
 bool is_device(const void* pointer, size_t bytes);
+
+// Host memory that copies read and write without staging. Starts as NaN.
+void* allocate_pinned(size_t bytes);
+bool free_pinned(void* pointer);
+bool is_pinned(const void* pointer);
+
 // For faults: "1024 bytes into device memory of 1024 bytes", empty for other addresses.
 std::string describe_device_address(const void* address);
 

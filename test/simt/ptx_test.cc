@@ -213,7 +213,8 @@ __global__ void partial_mma() {
 }
 
 bool reported(const char* what) {
-  const cudaError_t error = cudaGetLastError();
+  const cudaError_t error = cudaDeviceSynchronize();
+  cudaGetLastError();
   const std::string text = cudaGetErrorString(error);
   if (error == cudaErrorLaunchFailure && text.find(what) != std::string::npos) return true;
   std::fprintf(stderr, "\"%s\" lacks \"%s\"\n", text.c_str(), what);

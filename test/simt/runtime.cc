@@ -1,19 +1,28 @@
 #include <cuda_runtime.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "simt/fault.h"
 #include "simt/launch.h"
 #include "simt/memory.h"
+#include "simt/queue.h"
 
-struct simtStream {};
+using Time = std::chrono::steady_clock::time_point;
+
+struct simtStream {
+  uint64_t last = 0;  // position in the queue of what was started last
+};
 struct simtEvent {
-  std::chrono::steady_clock::time_point time;
+  uint64_t position = 0;  // in the queue; 0: never recorded
+  std::shared_ptr<Time> time = std::make_shared<Time>();
 };
 
 namespace {
@@ -23,13 +32,17 @@ constexpr size_t kSharedOptIn = size_t{99} << 10;
 
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local std::string last_fault;
-thread_local bool fault_pending = false;  // not yet returned by a call
 
+// What a call returns: its own error, or the fault of a kernel that has run since.
 cudaError_t result(cudaError_t error) {
-  if (error == cudaSuccess && fault_pending) error = cudaErrorLaunchFailure;
-  if (error == cudaErrorLaunchFailure) fault_pending = false;
+  if (error == cudaSuccess && simt::take_fault(last_fault)) error = cudaErrorLaunchFailure;
   if (error != cudaSuccess) last_error = error;
   return error;
+}
+
+void start(cudaStream_t stream, std::function<void()> work) {
+  const uint64_t position = simt::enqueue(std::move(work));
+  if (stream) stream->last = position;
 }
 
 // Kernels that may use more dynamic shared memory than the default.
@@ -53,7 +66,30 @@ size_t dynamic_limit(const void* kernel) {
 
 namespace simt {
 
-void run_grid(const void* kernel, const Grid& grid) {
+namespace {
+
+void run_grid(const Grid& grid) {
+  catch_faults();
+  const dim3 g = grid.grid;
+  // A stride without a common factor visits every block, the last one first.
+  const uint64_t blocks = uint64_t{g.x} * g.y * g.z;
+  const uint64_t stride = blocks % 3 ? 3 : blocks % 5 ? 5 : blocks % 7 ? 7 : 1;
+  uint64_t i = blocks - 1;
+  for (uint64_t count = 0; count < blocks; ++count, i = (i + stride) % blocks) {
+    const uint3 index{static_cast<unsigned>(i % g.x), static_cast<unsigned>(i / g.x % g.y),
+                      static_cast<unsigned>(i / g.x / g.y)};
+    std::string fault = local_block().run(grid, index);
+    if (fault.empty()) continue;
+    report_fault(std::move(fault));
+    return;
+  }
+}
+
+}  // namespace
+
+void start_grid(const void* kernel, const Grid& grid, std::shared_ptr<const void> owner,
+                cudaStream_t stream) {
+  if (current) current->block->fail("a kernel that launches a kernel");
   const dim3 g = grid.grid, b = grid.block;
   const uint64_t threads = uint64_t{b.x} * b.y * b.z;
   if (threads == 0 || threads > 1024 || b.z > 64 || uint64_t{g.x} * g.y * g.z == 0 ||
@@ -65,21 +101,7 @@ void run_grid(const void* kernel, const Grid& grid) {
     result(cudaErrorInvalidValue);
     return;
   }
-  if (current) current->block->fail("a kernel that launches a kernel");
-  catch_faults();
-  // A stride without a common factor visits every block, the last one first.
-  const uint64_t blocks = uint64_t{g.x} * g.y * g.z;
-  const uint64_t stride = blocks % 3 ? 3 : blocks % 5 ? 5 : blocks % 7 ? 7 : 1;
-  uint64_t i = blocks - 1;
-  for (uint64_t count = 0; count < blocks; ++count, i = (i + stride) % blocks) {
-    const uint3 index{static_cast<unsigned>(i % g.x), static_cast<unsigned>(i / g.x % g.y),
-                      static_cast<unsigned>(i / g.x / g.y)};
-    std::string fault = local_block().run(grid, index);
-    if (fault.empty()) continue;
-    last_fault = std::move(fault);
-    fault_pending = true;
-    return;
-  }
+  start(stream, [grid, owner] { run_grid(grid); });
 }
 
 }  // namespace simt
@@ -182,7 +204,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   return result(cudaSuccess);
 }
 
-cudaError_t cudaDeviceSynchronize() { return result(cudaSuccess); }
+cudaError_t cudaDeviceSynchronize() {
+  simt::finish_all();
+  return result(cudaSuccess);
+}
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   const size_t used = simt::device_memory_used();
@@ -208,21 +233,30 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
 
 cudaError_t cudaFree(void* pointer) {
   if (!pointer) return result(cudaSuccess);
+  simt::finish_all();
   return result(simt::free_device(pointer) ? cudaSuccess : cudaErrorInvalidValue);
 }
 
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
-  *pointer = bytes > 0 ? std::malloc(bytes) : nullptr;
-  if (*pointer) std::memset(*pointer, 0xff, bytes);
+  *pointer = bytes > 0 ? simt::allocate_pinned(bytes) : nullptr;
   return result(*pointer || bytes == 0 ? cudaSuccess : cudaErrorMemoryAllocation);
 }
 
 cudaError_t cudaFreeHost(void* pointer) {
-  std::free(pointer);
-  return result(cudaSuccess);
+  if (!pointer) return result(cudaSuccess);
+  simt::finish_all();
+  return result(simt::free_pinned(pointer) ? cudaSuccess : cudaErrorInvalidValue);
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  const cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+  simt::finish_all();
+  return result(error);
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  constexpr size_t kStagedAtOnce = size_t{64} << 10;
   if (bytes == 0) return result(cudaSuccess);
   const bool to_device = simt::is_device(to, bytes), from_device = simt::is_device(from, bytes);
   // The first byte tells which side an address belongs to; then all must lie in one allocation.
@@ -234,24 +268,32 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind 
        from_device != (kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice))) {
     return result(cudaErrorInvalidMemcpyDirection);
   }
-  std::memmove(to, from, bytes);
+  // Memory that is not pinned: small sources are read now, everything else is waited for.
+  const bool staged_now = !from_device && !simt::is_pinned(from) && bytes <= kStagedAtOnce;
+  if (staged_now) {
+    const auto* begin = static_cast<const std::byte*>(from);
+    start(stream, [to, staged = std::vector<std::byte>(begin, begin + bytes)] {
+      std::memcpy(to, staged.data(), staged.size());
+    });
+  } else {
+    start(stream, [=] { std::memmove(to, from, bytes); });
+  }
+  if ((!to_device && !simt::is_pinned(to)) ||
+      (!staged_now && !from_device && !simt::is_pinned(from))) {
+    simt::finish_all();
+  }
   return result(cudaSuccess);
-}
-
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t) {
-  return cudaMemcpy(to, from, bytes, kind);
 }
 
 cudaError_t cudaMemset(void* to, int value, size_t bytes) {
-  if (bytes == 0) return result(cudaSuccess);
-  if (!simt::is_device(to, bytes)) return result(cudaErrorInvalidValue);
-  std::memset(to, value, bytes);
-  return result(cudaSuccess);
+  return cudaMemsetAsync(to, value, bytes, nullptr);
 }
 
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  return cudaMemset(to, value, bytes);
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  if (bytes == 0) return result(cudaSuccess);
+  if (!simt::is_device(to, bytes)) return result(cudaErrorInvalidValue);
+  start(stream, [=] { std::memset(to, value, bytes); });
+  return result(cudaSuccess);
 }
 
 // ---- streams and events -------------------------------------------------------------------------
@@ -267,10 +309,18 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return result(cudaSuccess);
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return result(cudaSuccess); }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (stream) {
+    simt::finish(stream->last);
+  } else {
+    simt::finish_all();
+  }
+  return result(cudaSuccess);
+}
 
-cudaError_t cudaStreamQuery(cudaStream_t) { return result(cudaSuccess); }
+cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
 
+// Work of all streams runs in the order of its start, after everything that an event may stand for.
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
   return result(event ? cudaSuccess : cudaErrorInvalidResourceHandle);
 }
@@ -287,21 +337,29 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return result(cudaSuccess);
 }
 
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (!event) return result(cudaErrorInvalidResourceHandle);
-  event->time = std::chrono::steady_clock::now();
+  event->time = std::make_shared<Time>();
+  event->position =
+      simt::enqueue([time = event->time] { *time = std::chrono::steady_clock::now(); });
+  if (stream) stream->last = event->position;
   return result(cudaSuccess);
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  return result(event ? cudaSuccess : cudaErrorInvalidResourceHandle);
+  if (!event) return result(cudaErrorInvalidResourceHandle);
+  simt::finish(event->position);
+  return result(cudaSuccess);
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
-  if (!start || !end) return result(cudaErrorInvalidResourceHandle);
-  *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
+  if (!start || !end || start->position == 0 || end->position == 0) {
+    return result(cudaErrorInvalidResourceHandle);
+  }
+  if (*start->time == Time{} || *end->time == Time{}) return result(cudaErrorNotReady);
+  *milliseconds = std::chrono::duration<float, std::milli>(*end->time - *start->time).count();
   return result(cudaSuccess);
 }
 
