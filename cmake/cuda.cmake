@@ -16,6 +16,10 @@ if(use_cuda STREQUAL "AUTO" OR use_cuda)
       set(CMAKE_CUDA_ARCHITECTURES OFF)  # set per target, once the toolkit's version is known
     endif()
     enable_language(CUDA)
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake before 3.26 does not know nvcc's
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+    endif()
     find_library(SLICELLM_CUDART NAMES cudart_static PATHS ENV LIBRARY_PATH
                  HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES})
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.4)
