@@ -32,7 +32,7 @@ from slicellm.bench.lengths import Trace, read_trace
 from slicellm.bench.profiles import Profile, load_profile
 from slicellm.bench.tasks import TaskColumns
 from slicellm.bench.workload import Workload, load_workload, trace_workload
-from slicellm.cli.benchmark_flags import listed
+from slicellm.cli.workload_flags import listed
 
 KEYS = ("seed", "profile", "workload", "load", "utility")
 PROFILES = ("rtx4060ti-chatglm2-6b-int4", "demo-cpu", "jetson-orin-llama3-8b-int4")
