@@ -65,7 +65,8 @@ def test_results_by_hand(
     """Arrival at 1 s; times and targets written out."""
     output = {
         "id": 3, "reason": reason, "error": "", "arrival": 1.0, "finish_time": 2.0,
-        "prompt_tokens": 4, "token_ids": [7] * len(times), "token_times": times,
+        "prompt_tokens": 4, "cached_tokens": 0,
+        "token_ids": [7] * len(times), "token_times": times,
         "logprobs": [-1.0] * len(times), "top_logprobs": [[]] * len(times), "text": "x",
     }  # fmt: skip
     result = make_result(Task("hi", **targets), output)
