@@ -123,6 +123,24 @@ def test_every_task_ends(text: str, divisible: bool, happenings: list, machine: 
     replay(text, recorder.record)
 
 
+def test_boosted_classes_do_not_drop_each_other_s_prompts_for_ever() -> None:
+    """Two tasks of two classes, whose prompts take longer than boost_after and do not both fit."""
+    machine = {"total_blocks": 7, "total_host_blocks": 0, "max_rows": 1, "max_step_tokens": 10}
+    policy = make_policy("slice:boost_after_ms=100,age_after_ms=300")
+    table = SyntheticTable(policy, latency_from_table([14, 27, 38, 50]), **machine)
+    for class_id, prompt, tokens in ((0, 51, 16), (1, 28, 24)):
+        table.add(
+            prompt_len=prompt,
+            max_tokens=tokens,
+            output_len=tokens,
+            utility=1.0 - class_id,
+            class_id=class_id,
+            prefill_divisible=True,
+        )
+    table.run(max_steps=5000)
+    assert len(table.ended) == 2
+
+
 BOUNDED_WAIT = [
     "orca:max_batch=4",
     "fastserve:max_batch=3,starvation_steps=20,starvation_ms=200",

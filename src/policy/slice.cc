@@ -227,7 +227,12 @@ Selection Slice::select(const View& view) const {
 
 bool Slice::must_rebuild(const View& view) const {
   if (built_at_ != events_) return true;
-  for (int32_t class_id : overdue_classes(view)) {
+  // A boost waits for prompts that have begun: classes overdue in turn would otherwise drop each
+  // other's half-made prompts for ever.
+  const bool begun = std::any_of(current_.slots.begin(), current_.slots.end(), [&](int32_t slot) {
+    return view.tasks[slot].cached > 0 && !view.tasks[slot].ready_to_decode();
+  });
+  for (int32_t class_id : begun ? std::vector<int32_t>() : overdue_classes(view)) {
     const auto& known = current_.boosted_classes;
     if (std::find(known.begin(), known.end(), class_id) == known.end()) return true;
   }
