@@ -27,7 +27,6 @@ class PrefixCache {
   void forget(int32_t block);
 
   Content content(int32_t block) const { return entries_[block].content; }
-  int32_t size() const { return static_cast<int32_t>(by_hash_.size()); }
 
  private:
   struct Entry {
