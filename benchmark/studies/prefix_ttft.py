@@ -2,7 +2,7 @@
 """Time to first token of a long prompt whose beginning is in the prefix cache, beside one that is
 not.
 
-    python benchmark/studies/prefix_ttft.py -p demo/demo.flm --output benchmark/results/prefix-ttft.json
+    python benchmark/studies/prefix_ttft.py -p demo/demo.flm --output FILE.json
 
 A round is one prompt of either kind, in turns, on one engine that holds nothing else: random tokens
 throughout (uncached), and the same beginning as all others of its kind with new tokens after it
