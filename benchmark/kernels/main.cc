@@ -1,6 +1,6 @@
-// Times the matrix products of one model shape (Qwen2.5-0.5B with 32,000 words) for each weight
-// type and batch, beside the memory bandwidth that a plain read loop reaches in the same run.
-// Every product is checked against a naive double loop first.
+// Times the matrix products of one model shape for each weight type and batch, beside what memory
+// and arithmetic units allow, measured in the same run (benchmark/roofline). Every product is
+// checked against a naive double loop.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -8,11 +8,13 @@
 #include <cstring>
 #include <memory>
 #include <random>
-#include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "cpu/memory.h"
+#include "benchmark/roofline/arguments.h"
+#include "benchmark/roofline/limits.h"
+#include "benchmark/roofline/work.h"
 #include "cpu/thread_pool.h"
 #include "slicellm/dtype.h"
 #include "slicellm/error.h"
@@ -21,31 +23,27 @@
 namespace slicellm {
 namespace {
 
+using roofline::LinearShape;
+using roofline::MachineLimits;
+using roofline::number;
+using roofline::OpWork;
+
 struct Options {
   std::vector<std::string> dtypes = {"int4g32", "int4", "int8", "float16", "bfloat16", "float32"};
   std::vector<int64_t> batches = {1, 4, 8, 16, 32, 128, 512};
+  std::string shape = "qwen2.5-0.5b";
   std::string isa;
   std::string activation = "auto";
   int threads = 0;
-  int layers = 24;
+  int layers = 0;  // 0: all of the shape
   int repeats = 5;
 };
 
 constexpr const char* kHelp =
-    "kernel_benchmark [--dtypes int4g32,int8,...] [--batches 1,8,...]\n"
+    "kernel_benchmark [--shape qwen2.5-0.5b|tinyllama-1.1b] [--dtypes int4g32,int8,...]\n"
+    "                 [--batches 1,8,...]\n"
     "                 [--isa portable|avx2|avx512|neon|dotprod|i8mm]\n"
     "                 [--activation auto|float32|int8] [--threads N] [--layers N] [--repeats N]\n";
-
-struct Shape {
-  const char* name;
-  int64_t out, in;
-  bool normed, gated, every_layer;
-};
-constexpr Shape kShapes[] = {{"qkv", 1152, 896, true, false, true},
-                             {"attention out", 896, 896, false, false, true},
-                             {"gate and up", 9728, 896, true, true, true},
-                             {"down", 896, 4864, false, false, true},
-                             {"head", 32000, 896, true, false, false}};
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -56,31 +54,7 @@ double median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
-// Bytes per second of all threads reading their own half of a large block.
-double read_bandwidth(int threads) {
-  constexpr size_t kBytes = size_t{512} << 20;
-  const auto memory = cpu::allocate_bytes(kBytes, "benchmark");
-  std::memset(memory.get(), 1, kBytes);
-  const auto* words = reinterpret_cast<const uint64_t*>(memory.get());
-  cpu::ThreadPool pool(threads);
-  std::vector<uint64_t> sums(threads * 8);
-  std::vector<double> times;
-  for (int i = 0; i < 7; ++i) {
-    const double start = now();
-    pool.parallel_for(kBytes / 8, 512, [&](int64_t begin, int64_t end, int thread) {
-      uint64_t sum[8] = {};
-      for (int64_t k = begin; k < end; k += 8) {
-        for (int j = 0; j < 8; ++j) sum[j] += words[k + j];
-      }
-      for (int j = 0; j < 8; ++j) sums[thread * 8] += sum[j];
-    });
-    times.push_back(now() - start);
-  }
-  if (std::count(sums.begin(), sums.end(), 1) == 1) std::puts("");  // keeps the loop alive
-  return kBytes / median(times);
-}
-
-Weight random_weight(const DTypeSpec& spec, const Shape& shape) {
+Weight random_weight(const DTypeSpec& spec, const LinearShape& shape) {
   std::mt19937 random(static_cast<unsigned>(shape.out + shape.in));
   const int64_t count = shape.out * shape.in;
   auto data = std::make_shared<std::vector<uint8_t>>(count * dtype_bits(spec.type) / 8);
@@ -120,10 +94,10 @@ Weight random_weight(const DTypeSpec& spec, const Shape& shape) {
 // One linear shape with a copy per layer, so that weights come from memory as in a model.
 class ShapeBench {
  public:
-  ShapeBench(Device& device, const Shape& shape, const DTypeSpec& spec, ActivationType activation,
-             int layers, int64_t max_batch)
+  ShapeBench(Device& device, const LinearShape& shape, const DTypeSpec& spec,
+             ActivationType activation, int64_t copies, int64_t max_batch)
       : device_(device), shape_(shape), weight_(random_weight(spec, shape)) {
-    for (int i = 0; i < (shape.every_layer ? layers : 1); ++i) {
+    for (int64_t i = 0; i < copies; ++i) {
       linears_.push_back(device.pack({&weight_, 1}, {}, activation, shape.gated));
     }
     norm_.weight.assign(shape.in, 1.0f);
@@ -135,7 +109,6 @@ class ShapeBench {
     for (int64_t i = 0; i < max_batch * shape.in; ++i) x_->data()[i] = normal(random);
   }
 
-  size_t bytes() const { return linears_[0]->bytes(); }
   size_t copies() const { return linears_.size(); }
 
   // Runs one copy for n tokens; returns the seconds it took.
@@ -183,7 +156,7 @@ class ShapeBench {
 
  private:
   Device& device_;
-  Shape shape_;
+  LinearShape shape_;
   Weight weight_;
   std::vector<std::unique_ptr<PackedLinear>> linears_;
   NormWeights norm_;
@@ -192,34 +165,37 @@ class ShapeBench {
 };
 
 void print_row(const char* name, int64_t n, double seconds, double bytes, double operations,
-               double bandwidth) {
-  std::printf("%-14s %6ld %10.1f %8.1f %7.0f%% %7.0f", name, static_cast<long>(n), seconds * 1e6,
-              bytes / seconds * 1e-9, 100 * bytes / seconds / bandwidth,
-              operations / seconds * 1e-9);
+               double bound) {
+  std::printf("%-14s %6ld %10.1f %8.1f %7.0f %8.0f%%", name, static_cast<long>(n), seconds * 1e6,
+              bytes / seconds * 1e-9, operations / seconds * 1e-9, 100 * bound / seconds);
 }
 
 // Returns false when a product is wrong.
-bool bench_dtype(const Options& options, const std::string& dtype, double bandwidth) {
+bool bench_dtype(const Options& options, const std::string& dtype, const MachineLimits& limits) {
   const DTypeSpec spec = parse_dtype(dtype);
   const ActivationType activation = parse_activation_type(options.activation);
   const auto device = make_cpu_device({.threads = options.threads, .isa = options.isa});
   const int64_t max_batch = *std::max_element(options.batches.begin(), options.batches.end());
   const bool exact = !is_quantized(spec.type) || activation == ActivationType::float32;
-  const double bound = exact ? 1e-5 : 0.02;
+  const double most_error = exact ? 1e-5 : 0.02;
   bool right = true;
+  const std::vector<LinearShape> shapes =
+      roofline::linear_shapes(roofline::model_shape(options.shape));
   std::vector<std::unique_ptr<ShapeBench>> benches;
-  for (const Shape& shape : kShapes) {
+  for (const LinearShape& shape : shapes) {
+    const int64_t copies =
+        options.layers > 0 ? std::min<int64_t>(options.layers, shape.copies) : shape.copies;
     benches.push_back(
-        std::make_unique<ShapeBench>(*device, shape, spec, activation, options.layers, max_batch));
+        std::make_unique<ShapeBench>(*device, shape, spec, activation, copies, max_batch));
   }
-  std::printf("\n%-14s %6s %10s %8s %8s %7s %9s\n", dtype.c_str(), "batch", "us", "GB/s", "of read",
-              "GOP/s", "error");
+  std::printf("\n%-14s %6s %10s %8s %7s %9s %9s\n", dtype.c_str(), "batch", "us", "GB/s", "GOP/s",
+              "of bound", "error");
   for (int64_t n : options.batches) {
     // Each pass goes through the layers in order, as a model does.
     std::vector<std::vector<double>> times(benches.size() + 1);
     for (int repeat = 0; repeat <= options.repeats; ++repeat) {
       std::vector<double> pass(benches.size() + 1, 0.0);
-      for (size_t layer = 0; layer < static_cast<size_t>(options.layers); ++layer) {
+      for (size_t layer = 0; layer < benches[0]->copies(); ++layer) {
         for (size_t s = 0; s < benches.size(); ++s) {
           if (layer < benches[s]->copies()) pass[s] += benches[s]->run(layer, n);
         }
@@ -228,40 +204,26 @@ bool bench_dtype(const Options& options, const std::string& dtype, double bandwi
       if (repeat == 0) continue;  // warm-up
       for (size_t s = 0; s < pass.size(); ++s) times[s].push_back(pass[s]);
     }
-    double all_bytes = 0, all_operations = 0;
+    double all_bytes = 0, all_operations = 0, all_bounds = 0;
     for (size_t s = 0; s < benches.size(); ++s) {
       const auto copies = static_cast<double>(benches[s]->copies());
-      const auto bytes = static_cast<double>(benches[s]->bytes());
-      const double operations = 2.0 * static_cast<double>(kShapes[s].out * kShapes[s].in * n);
+      OpWork work = roofline::linear_work(shapes[s], spec, n);
+      if (exact) work.float_operations += std::exchange(work.int8_operations, 0.0);
+      const double operations = work.int8_operations + work.float_operations;
+      const double bound = work.bound(limits);
       const double error = benches[s]->error(n);
-      right &= error < bound;
-      print_row(kShapes[s].name, n, median(times[s]) / copies, bytes, operations, bandwidth);
-      std::printf(" %9.1e%s\n", error, error < bound ? "" : "  WRONG");
-      all_bytes += bytes * copies;
+      right &= error < most_error;
+      print_row(shapes[s].name, n, median(times[s]) / copies, work.bytes, operations, bound);
+      std::printf(" %9.1e%s\n", error, error < most_error ? "" : "  WRONG");
+      all_bytes += work.bytes * copies;
       all_operations += operations * copies;
+      all_bounds += bound * copies;
     }
-    print_row("whole step", n, median(times.back()), all_bytes, all_operations, bandwidth);
+    print_row("whole step", n, median(times.back()), all_bytes, all_operations, all_bounds);
     std::puts("");
     std::fflush(stdout);
   }
   return right;
-}
-
-std::vector<std::string> split(const std::string& text) {
-  std::vector<std::string> parts;
-  std::stringstream stream(text);
-  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
-  return parts;
-}
-
-int64_t number(const std::string& flag, const std::string& text) {
-  try {
-    size_t used = 0;
-    const long value = std::stol(text, &used);
-    if (used == text.size() && value >= 1) return value;
-  } catch (const std::exception&) {
-  }
-  throw Error(ErrorKind::invalid_argument, flag, text, "a whole number above 0");
 }
 
 Options parse(int argc, char** argv) {
@@ -270,11 +232,12 @@ Options parse(int argc, char** argv) {
     const std::string flag = argv[i];
     if (i + 1 == argc) throw Error(ErrorKind::invalid_argument, flag, "nothing", "a value");
     const std::string value = argv[i + 1];
-    if (flag == "--dtypes") {
-      options.dtypes = split(value);
+    if (flag == "--shape") {
+      options.shape = value;
+    } else if (flag == "--dtypes") {
+      options.dtypes = roofline::split(value);
     } else if (flag == "--batches") {
-      options.batches.clear();
-      for (const std::string& part : split(value)) options.batches.push_back(number(flag, part));
+      options.batches = roofline::numbers(flag, value);
     } else if (flag == "--isa") {
       options.isa = value;
     } else if (flag == "--activation") {
@@ -299,11 +262,13 @@ int run(int argc, char** argv) {
   }
   const Options options = parse(argc, argv);
   const auto device = make_cpu_device({.threads = options.threads, .isa = options.isa});
-  const double bandwidth = read_bandwidth(device->threads());
-  std::printf("%s; plain read loop %.1f GB/s; medians of %d runs over %d layers\n",
-              device->describe().c_str(), bandwidth * 1e-9, options.repeats, options.layers);
+  cpu::ThreadPool pool(device->threads());
+  const MachineLimits limits = roofline::measure_limits(pool, cpu::choose_isa(options.isa));
+  std::printf("%s; reads %.1f GB/s, int8 %.0f GOP/s, float32 %.0f GFLOP/s; medians of %d runs\n",
+              device->describe().c_str(), limits.read_bytes * 1e-9, limits.int8_operations * 1e-9,
+              limits.float_operations * 1e-9, options.repeats);
   bool right = true;
-  for (const std::string& dtype : options.dtypes) right &= bench_dtype(options, dtype, bandwidth);
+  for (const std::string& dtype : options.dtypes) right &= bench_dtype(options, dtype, limits);
   return right ? 0 : 1;
 }
 
