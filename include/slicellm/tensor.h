@@ -28,11 +28,17 @@ struct Weight {
   std::vector<float> scale;           // [rows * groups()], empty for float types
   std::vector<float> minimum;         // [rows * groups()], empty for float types
   std::shared_ptr<const void> owner;  // keeps `data` (a mapping or a buffer) alive
+  bool mapped = false;                // `data` lies in a file's mapping
 
   int64_t rows() const { return shape.size() == 2 ? shape[0] : 1; }
   int64_t cols() const { return shape.empty() ? 0 : shape.back(); }
   int64_t groups() const { return group_size > 0 ? (cols() + group_size - 1) / group_size : 1; }
 };
+
+// Rows [begin, end) were read and need not stay in this process's memory: where they lie in a
+// file's mapping their pages are given back, and read from the file again should they be used
+// again.
+void release_rows(const Weight& w, int64_t begin, int64_t end);
 
 // Decodes elements [first, first+count) of the flat tensor to float32 (exact for float types).
 void decode(const Weight& w, int64_t first, int64_t count, float* out);

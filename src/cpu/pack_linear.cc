@@ -13,6 +13,8 @@ namespace slicellm::cpu {
 namespace {
 
 constexpr size_t kLine = 64;
+// Packed between releases of what was read, so that no tensor is held twice.
+constexpr size_t kSliceBytes = size_t{4} << 20;
 constexpr int64_t kSectionGroups = 4;  // keeps sections aligned to their vectors
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
@@ -54,25 +56,42 @@ class LinearPacker {
   std::unique_ptr<CpuLinear> pack(WeightArena& arena) {
     const LinearLayout& layout = linear_->layout_;
     linear_->data_ = arena.allocate(linear_->bytes());
-    pool_.parallel_for(linear_->panels_, 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t p = begin; p < end; ++p) {
-        std::byte* panel = linear_->data_.get() + p * static_cast<int64_t>(layout.panel_bytes);
-        for (int r = 0; r < layout.panel_rows; ++r) {
-          const int64_t row = source_row(p, r);
-          if (row < 0) continue;  // padding: memory of the arena is zero
-          if (is_quantized(dtype())) {
-            pack_int_row(row, r, panel);
-          } else {
-            pack_float_row(row, r, panel);
-          }
-        }
-      }
-    });
+    const auto panels = static_cast<int64_t>(kSliceBytes / (2 * layout.panel_bytes) + 1) * 2;
+    for (int64_t first = 0; first < linear_->panels_; first += panels) {
+      const int64_t last = std::min(first + panels, linear_->panels_);
+      pool_.parallel_for(last - first, 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t p = first + begin; p < first + end; ++p) pack_panel(p);
+      });
+      release_panels(first, last);
+    }
     return std::move(linear_);
   }
 
  private:
   DType dtype() const { return stack_.dtype(); }
+
+  void pack_panel(int64_t p) {
+    const LinearLayout& layout = linear_->layout_;
+    std::byte* panel = linear_->data_.get() + p * static_cast<int64_t>(layout.panel_bytes);
+    for (int r = 0; r < layout.panel_rows; ++r) {
+      const int64_t row = source_row(p, r);
+      if (row < 0) continue;  // padding: memory of the arena is zero
+      if (is_quantized(dtype())) {
+        pack_int_row(row, r, panel);
+      } else {
+        pack_float_row(row, r, panel);
+      }
+    }
+  }
+
+  // The rows of panels [first, last) are packed.
+  void release_panels(int64_t first, int64_t last) const {
+    const int64_t rows = linear_->layout_.panel_rows;
+    if (!linear_->gated_) return stack_.release(first * rows, last * rows);
+    const int64_t inner = linear_->out_ / 2, end = std::min(last / 2 * rows, inner);
+    stack_.release(first / 2 * rows, end);
+    stack_.release(first / 2 * rows + inner, end + inner);
+  }
 
   void choose_layout(Isa isa, ActivationType activation) {
     LinearLayout& layout = linear_->layout_;

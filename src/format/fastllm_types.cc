@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "format/mapped_file.h"
 #include "slicellm/error.h"
 #include "slicellm/format.h"
 
@@ -197,6 +198,7 @@ Weight make_weight(const std::string& name, const std::vector<int64_t>& shape,
   w.data = payload.data.data();
   w.data_bytes = payload.data.size();
   w.owner = std::move(owner);
+  w.mapped = true;
   if (!is_quantized(w.dtype)) return w;
 
   const size_t count = payload.pairs.size() / (2 * sizeof(float));
@@ -221,6 +223,7 @@ Weight make_weight(const std::string& name, const std::vector<int64_t>& shape,
     w.scale[i] = grid.scale;
     w.minimum[i] = grid.minimum;
   }
+  release_pages(payload.pairs);
   return w;
 }
 

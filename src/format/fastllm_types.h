@@ -63,7 +63,8 @@ int32_t fastllm_type(const Weight& w);
 // Throws Error(unsupported) for a grid that no range gives (zero outside it or between two codes).
 std::string payload_header(const Weight& w, bool blob);
 
-// Builds the view; decodes the grids. Throws Error(format) for grids that are not finite.
+// Builds the view of a tensor in a mapping, which `owner` holds; decodes the grids. Throws
+// Error(format) for grids that are not finite.
 Weight make_weight(const std::string& name, const std::vector<int64_t>& shape,
                    const TensorPayload& payload, std::shared_ptr<const void> owner);
 

@@ -42,6 +42,7 @@ class FlmFile final : public ModelFile {
       throw Error(ErrorKind::format, "end of file",
                   std::to_string(reader.remaining()) + " bytes after the last weight", "none");
     }
+    release_pages(file_->bytes());  // what lies around each tensor's header came in as well
   }
 
   ModelFileKind kind() const override { return ModelFileKind::flm; }

@@ -40,6 +40,14 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
 
 MappedFile::~MappedFile() { ::munmap(const_cast<uint8_t*>(data_), size_); }
 
+void release_pages(std::span<const uint8_t> mapped) {
+  static const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t first = reinterpret_cast<uintptr_t>(mapped.data()) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(mapped.data() + mapped.size());
+  // Rounded outwards: whole pages of the mapping. Without the advice all works as well.
+  ::madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
+}
+
 std::string read_text_file(const std::string& path, size_t limit) {
   const auto file = MappedFile::open(path);
   const auto bytes = file->bytes();

@@ -31,6 +31,10 @@ class MappedFile {
   size_t size_;
 };
 
+// Gives back the pages under a part of a mapping; reading them again brings them back from the
+// file.
+void release_pages(std::span<const uint8_t> mapped);
+
 // Reads a whole small text file, at most `limit` bytes. Throws Error(io | format).
 std::string read_text_file(const std::string& path, size_t limit);
 

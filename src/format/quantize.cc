@@ -212,8 +212,10 @@ Weight convert(const Weight& w, const DTypeSpec& to, int threads) {
   out.scale.resize(static_cast<size_t>(out.rows() * out.groups()));
   out.minimum.resize(out.scale.size());
   const int64_t row_grain = std::max<int64_t>(1, kGrainElements / w.cols() / 2) * 2;
-  parallel_for(out.rows(), row_grain, threads,
-               [&](int64_t begin, int64_t end) { quantize_rows(w, to, begin, end, out, data); });
+  parallel_for(out.rows(), row_grain, threads, [&](int64_t begin, int64_t end) {
+    quantize_rows(w, to, begin, end, out, data);
+    release_rows(w, begin, end);
+  });
   return out;
 }
 

@@ -69,6 +69,14 @@ WeightStack::Row WeightStack::row(int64_t stacked) const {
   return {&matrices_[m], stacked - first_row_[m]};
 }
 
+void WeightStack::release(int64_t begin, int64_t end) const {
+  for (size_t m = 0; m < matrices_.size(); ++m) {
+    const int64_t first = std::max<int64_t>(begin - first_row_[m], 0);
+    const int64_t last = std::min(end - first_row_[m], matrices_[m].rows());
+    if (first < last) release_rows(matrices_[m], first, last);
+  }
+}
+
 const std::vector<float>* WeightStack::bias_of(size_t matrix) const {
   return matrix < biases_.size() && !biases_[matrix].empty() ? &biases_[matrix] : nullptr;
 }

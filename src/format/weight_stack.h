@@ -33,6 +33,9 @@ class WeightStack {
   };
   Row row(int64_t stacked) const;
 
+  // Stacked rows [begin, end) were read, see release_rows.
+  void release(int64_t begin, int64_t end) const;
+
   std::vector<float> bias() const;  // [rows()], empty if no matrix has one
 
  private:
