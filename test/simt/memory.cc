@@ -22,6 +22,7 @@ struct Registry {
   std::map<std::byte*, Allocation> allocations;  // by begin
   size_t used = 0;
   std::map<std::byte*, size_t> pinned;  // bytes, by begin
+  size_t pinned_used = 0;
 };
 
 // One device, as in a process with one GPU; outlives what is freed at exit.
@@ -83,13 +84,17 @@ void* allocate_pinned(size_t bytes) {
   if (!pointer) return nullptr;
   std::memset(pointer, 0xff, bytes);
   r.pinned[bytes_of(pointer)] = bytes;
+  r.pinned_used += bytes;
   return pointer;
 }
 
 bool free_pinned(void* pointer) {
   Registry& r = registry();
   const std::lock_guard lock(r.mutex);
-  if (r.pinned.erase(bytes_of(pointer)) == 0) return false;
+  const auto found = r.pinned.find(bytes_of(pointer));
+  if (found == r.pinned.end()) return false;
+  r.pinned_used -= found->second;
+  r.pinned.erase(found);
   std::free(pointer);
   return true;
 }
@@ -123,6 +128,12 @@ size_t device_memory_used() {
   Registry& r = registry();
   const std::lock_guard lock(r.mutex);
   return r.used;
+}
+
+size_t pinned_memory_used() {
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  return r.pinned_used;
 }
 
 }  // namespace simt

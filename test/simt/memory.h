@@ -26,5 +26,6 @@ std::string describe_device_address(const void* address);
 // Bytes; the environment variable SLICELLM_SIMT_MEMORY sets the limit (1 GiB), read at every call.
 size_t device_memory_limit();
 size_t device_memory_used();
+size_t pinned_memory_used();
 
 }  // namespace simt

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "simt/control.h"
 #include "simt/fault.h"
 #include "simt/launch.h"
 #include "simt/memory.h"
@@ -39,6 +40,10 @@ cudaError_t result(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
 }
+
+// A call that a test wants to fail (control.h).
+#define SIMT_MAY_FAIL(error) \
+  if (simt::fails(__func__)) return result(error)
 
 void start(cudaStream_t stream, std::function<void()> work) {
   const uint64_t position = simt::enqueue(std::move(work));
@@ -90,6 +95,10 @@ void run_grid(const Grid& grid) {
 void start_grid(const void* kernel, const Grid& grid, std::shared_ptr<const void> owner,
                 cudaStream_t stream) {
   if (current) current->block->fail("a kernel that launches a kernel");
+  if (fails("launch")) {
+    result(cudaErrorUnknown);
+    return;
+  }
   const dim3 g = grid.grid, b = grid.block;
   const uint64_t threads = uint64_t{b.x} * b.y * b.z;
   if (threads == 0 || threads > 1024 || b.z > 64 || uint64_t{g.x} * g.y * g.z == 0 ||
@@ -126,6 +135,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorNotReady";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
+    case cudaErrorUnknown:
+      return "cudaErrorUnknown";
   }
   return "unrecognized error code";
 }
@@ -150,6 +161,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "device not ready";
     case cudaErrorLaunchFailure:
       return last_fault.c_str();
+    case cudaErrorUnknown:
+      return "unknown error";
   }
   return "unrecognized error code";
 }
@@ -167,6 +180,7 @@ cudaError_t cudaPeekAtLastError() {
 
 // ---- device -------------------------------------------------------------------------------------
 cudaError_t cudaGetDeviceCount(int* count) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   *count = 1;
   return result(cudaSuccess);
 }
@@ -177,10 +191,12 @@ cudaError_t cudaGetDevice(int* device) {
 }
 
 cudaError_t cudaSetDevice(int device) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   return result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   if (device != 0) return result(cudaErrorInvalidDevice);
   *p = {};
   std::strcpy(p->name, "SIMT emulator");
@@ -210,6 +226,7 @@ cudaError_t cudaDeviceSynchronize() {
 }
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   const size_t used = simt::device_memory_used();
   *total = simt::device_memory_limit();
   *free = *total > used ? *total - used : 0;
@@ -226,6 +243,7 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 // ---- memory -------------------------------------------------------------------------------------
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   *pointer = nullptr;
+  SIMT_MAY_FAIL(cudaErrorMemoryAllocation);
   if (bytes == 0) return result(cudaSuccess);
   *pointer = simt::allocate_device(bytes);
   return result(*pointer ? cudaSuccess : cudaErrorMemoryAllocation);
@@ -234,10 +252,14 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
 cudaError_t cudaFree(void* pointer) {
   if (!pointer) return result(cudaSuccess);
   simt::finish_all();
-  return result(simt::free_device(pointer) ? cudaSuccess : cudaErrorInvalidValue);
+  const bool freed = simt::free_device(pointer);
+  SIMT_MAY_FAIL(cudaErrorUnknown);
+  return result(freed ? cudaSuccess : cudaErrorInvalidValue);
 }
 
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
+  *pointer = nullptr;
+  SIMT_MAY_FAIL(cudaErrorMemoryAllocation);
   *pointer = bytes > 0 ? simt::allocate_pinned(bytes) : nullptr;
   return result(*pointer || bytes == 0 ? cudaSuccess : cudaErrorMemoryAllocation);
 }
@@ -245,7 +267,9 @@ cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
 cudaError_t cudaFreeHost(void* pointer) {
   if (!pointer) return result(cudaSuccess);
   simt::finish_all();
-  return result(simt::free_pinned(pointer) ? cudaSuccess : cudaErrorInvalidValue);
+  const bool freed = simt::free_pinned(pointer);
+  SIMT_MAY_FAIL(cudaErrorUnknown);
+  return result(freed ? cudaSuccess : cudaErrorInvalidValue);
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
@@ -256,6 +280,7 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind 
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   constexpr size_t kStagedAtOnce = size_t{64} << 10;
   if (bytes == 0) return result(cudaSuccess);
   const bool to_device = simt::is_device(to, bytes), from_device = simt::is_device(from, bytes);
@@ -290,6 +315,7 @@ cudaError_t cudaMemset(void* to, int value, size_t bytes) {
 }
 
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   if (bytes == 0) return result(cudaSuccess);
   if (!simt::is_device(to, bytes)) return result(cudaErrorInvalidValue);
   start(stream, [=] { std::memset(to, value, bytes); });
@@ -300,16 +326,21 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, 0); }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   *stream = new simtStream;
+  simt::count_handle(1);
   return result(cudaSuccess);
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
+  simt::count_handle(-1);
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   return result(cudaSuccess);
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   if (stream) {
     simt::finish(stream->last);
   } else {
@@ -328,16 +359,21 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   *event = new simtEvent;
+  simt::count_handle(1);
   return result(cudaSuccess);
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
+  simt::count_handle(-1);
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   return result(cudaSuccess);
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   if (!event) return result(cudaErrorInvalidResourceHandle);
   event->time = std::make_shared<Time>();
   event->position =
@@ -347,6 +383,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   if (!event) return result(cudaErrorInvalidResourceHandle);
   simt::finish(event->position);
   return result(cudaSuccess);
@@ -355,6 +392,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   if (!start || !end || start->position == 0 || end->position == 0) {
     return result(cudaErrorInvalidResourceHandle);
   }
@@ -365,6 +403,7 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
 
 // ---- kernels ------------------------------------------------------------------------------------
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return result(cudaSuccess);
   if (value < 0 || static_cast<size_t>(value) > kSharedOptIn) {
     return result(cudaErrorInvalidValue);
