@@ -84,7 +84,7 @@ class Attention {
   void plan_cuts();
   size_t workspace_floats() const;
   Workspace workspace(float* memory, int thread) const;
-  void run_share(int thread, const Workspace& space);
+  void run_share(int64_t share, const Workspace& space);
   void run_item(const Item& item, int32_t first_split, int32_t last_split, const Workspace& space);
   void load_queries(const Item& item, float* queries) const;
   void run_split(const Item& item, int32_t split, const Workspace& space);
@@ -120,7 +120,7 @@ class Attention {
   const int32_t tile_queries_;
 
   std::vector<Item> items_;
-  std::vector<Cut> cuts_;  // thread t does [cuts_[t], cuts_[t + 1])
+  std::vector<Cut> cuts_;  // share i is [cuts_[i], cuts_[i + 1])
   int64_t partial_rows_ = 0;
   float* partials_ = nullptr;  // [partial_rows_, dim + 2]: values, max, sum
 };
@@ -185,7 +185,7 @@ void Attention::plan_items() {
   }
 }
 
-// Gives each thread a run of items, or of an item's splits, of about the same work.
+// Cuts the items into shares of about the same work: runs of items or of an item's splits.
 void Attention::plan_cuts() {
   constexpr int64_t kLeastWork =
       64;  // per thread: below it a second thread costs more than it does
@@ -238,16 +238,13 @@ void Attention::attend(Scratch& scratch) {
   plan_items();
   if (items_.empty()) return;
   plan_cuts();
-  const auto threads = static_cast<int>(cuts_.size()) - 1;
+  const auto shares = static_cast<int64_t>(cuts_.size()) - 1;
+  const auto threads = static_cast<size_t>(pool_.threads());
   float* memory =
       scratch.get<float>(threads * workspace_floats() + partial_rows_ * (size_t{2} + dim_));
   partials_ = memory + threads * workspace_floats();
-  if (threads == 1) {
-    run_share(0, workspace(memory, 0));
-    return;
-  }
-  pool_.run([&](int thread) {
-    if (thread < threads) run_share(thread, workspace(memory, thread));
+  pool_.parallel_for(shares, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t share = begin; share < end; ++share) run_share(share, workspace(memory, thread));
   });
   if (partial_rows_ == 0) return;
   for (const Item& item : items_) {
@@ -255,8 +252,8 @@ void Attention::attend(Scratch& scratch) {
   }
 }
 
-void Attention::run_share(int thread, const Workspace& space) {
-  const Cut from = cuts_[thread], to = cuts_[thread + 1];
+void Attention::run_share(int64_t share, const Workspace& space) {
+  const Cut from = cuts_[share], to = cuts_[share + 1];
   for (size_t i = from.item; i < items_.size(); ++i) {
     const Item& item = items_[i];
     const int32_t first = i == from.item ? from.split : item.first_split;

@@ -1,5 +1,7 @@
 #include "cpu/thread_pool.h"
 
+#include <sys/resource.h>
+
 #include <chrono>
 #include <string>
 #include <system_error>
@@ -12,6 +14,13 @@ namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr int kPausesPerClockRead = 16;
+constexpr int64_t kChunks = 4;  // of a share
+constexpr int kChunkBits = 8;   // of Member::taken
+// Short, as most programs that take a core want it for a moment only; longer each time for who
+// loses its core again soon after a rest.
+constexpr auto kShortestRest = std::chrono::milliseconds(1);
+constexpr auto kLongestRest = std::chrono::milliseconds(128);
+constexpr auto kSoon = std::chrono::milliseconds(100);
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -37,13 +46,13 @@ bool spin_until(Done done) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : threads_(threads) {
   if (threads < 1 || threads > 1024) {
     throw Error(ErrorKind::invalid_argument, "threads", std::to_string(threads), "1 to 1024");
   }
-  workers_.reserve(threads - 1);
+  members_ = std::make_unique<Member[]>(threads);
   try {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    for (int i = 1; i < threads; ++i) members_[i].thread = std::thread([this, i] { work(i); });
   } catch (const std::system_error&) {
     stop();
     throw Error(ErrorKind::resource, "threads", std::to_string(threads),
@@ -57,74 +66,173 @@ void ThreadPool::stop() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
-    generation_.fetch_add(1);
+    for (int i = 1; i < threads_; ++i) members_[i].resting.store(false);
+    ticket_.fetch_add(1);
   }
-  wake_workers_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
-  workers_.clear();
+  wake_members_.notify_all();
+  for (int i = 1; i < threads_; ++i) {
+    if (members_[i].thread.joinable()) members_[i].thread.join();
+  }
 }
 
-void ThreadPool::run_job(Job job, void* callable) {
-  if (workers_.empty()) {
-    job(callable, 0);
-    return;
-  }
+// ---- the caller ---------------------------------------------------------------------------------
+
+void ThreadPool::run(const Job& job) {
+  const auto start = Clock::now();
+  if (resting_ > 0) end_rests(start);
   job_ = job;
-  callable_ = callable;
-  unfinished_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  // Sequentially consistent with sleepers_: either the caller sees a worker that goes to sleep and
-  // wakes it, or that worker sees the new generation before it sleeps.
-  generation_.fetch_add(1);
+  // Sequentially consistent with sleepers_: either the caller sees a member that goes to sleep and
+  // wakes it, or that member sees the new job before it sleeps.
+  const uint64_t ticket = ticket_.fetch_add(1) + 1;
   if (sleepers_.load() > 0) {
     { std::lock_guard lock(mutex_); }
-    wake_workers_.notify_all();
+    wake_members_.notify_all();
   }
-  run_share(0);
-  wait_for_workers();
+  const int64_t chunks = do_chunks(0, ticket);
+  // Sequentially consistent with Member::inside: either a member sees that the job is over, or the
+  // caller sees it inside.
+  ticket_.fetch_add(1);
+  wait_for_members(start, chunks);
+  if (lost_core(start)) {  // the other program may have that of a member instead
+    int last = threads_ - 1;
+    while (last > 0 && members_[last].resting.load()) --last;
+    if (last > 0) rest(members_[last]);
+  }
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
-void ThreadPool::run_share(int thread) {
+// `chunks`: what the caller itself did since `start`.
+void ThreadPool::wait_for_members(Clock::time_point start, int64_t chunks) {
+  const auto all_out = [&] {
+    for (int i = 1; i < threads_; ++i) {
+      if (members_[i].inside.load()) return false;
+    }
+    return true;
+  };
+  if (all_out()) return;
+  const auto now = Clock::now();
+  if (spin_until(all_out)) return;
+  std::unique_lock lock(mutex_);
+  caller_sleeps_.store(true);
+  // A member has one chunk left at most. Who takes much longer for it than the caller is not
+  // running.
+  const auto patience = kSpin + 2 * (now - start) / std::max<int64_t>(chunks, 1);
+  if (!wake_caller_.wait_until(lock, now + patience, all_out)) {
+    for (int i = 1; i < threads_; ++i) {
+      if (members_[i].inside.load()) rest(members_[i]);
+    }
+    wake_caller_.wait(lock, all_out);
+  }
+  caller_sleeps_.store(false);
+}
+
+void ThreadPool::rest(Member& member) {
+  const auto now = Clock::now();
+  const bool again = now < member.rest_end + kSoon;
+  member.rest = again ? std::min<Clock::duration>(2 * member.rest, kLongestRest) : kShortestRest;
+  member.rest_end = now + member.rest;
+  member.resting.store(true);
+  ++resting_;
+}
+
+// Whether another program got the caller's core amid a job that began at `start`.
+bool ThreadPool::lost_core(Clock::time_point start) {
+  if (Clock::now() - start < kShortestRest) return false;
+  rusage usage{};
+  getrusage(RUSAGE_THREAD, &usage);
+  return std::exchange(switches_, usage.ru_nivcsw) < usage.ru_nivcsw;
+}
+
+void ThreadPool::end_rests(Clock::time_point now) {
+  const int before = resting_;
+  for (int i = 1; i < threads_; ++i) {
+    Member& member = members_[i];
+    if (!member.resting.load() || now < member.rest_end) continue;
+    member.resting.store(false);
+    --resting_;
+  }
+  if (resting_ == before) return;
+  { std::lock_guard lock(mutex_); }
+  wake_members_.notify_all();
+}
+
+// ---- all threads --------------------------------------------------------------------------------
+
+// Does chunks until none is left; returns their number.
+int64_t ThreadPool::do_chunks(int thread, uint64_t ticket) {
+  int64_t done = 0;
   try {
-    job_(callable_, thread);
+    for (int i = 0; i < threads_; ++i) {
+      const int owner = (thread + i) % threads_;
+      const int64_t first = job_.pieces * owner / threads_;
+      const int64_t pieces = job_.pieces * (owner + 1) / threads_ - first;
+      const int64_t chunks = std::min(pieces, kChunks);
+      int64_t chunk;
+      while ((chunk = take_chunk(members_[owner], ticket, chunks)) >= 0) {
+        const int64_t begin = (first + pieces * chunk / chunks) * job_.grain;
+        const int64_t end = (first + pieces * (chunk + 1) / chunks) * job_.grain;
+        job_.call(job_.callable, begin, std::min(end, job_.count), thread);
+        ++done;
+      }
+    }
   } catch (...) {
     std::lock_guard lock(mutex_);
     if (!failure_) failure_ = std::current_exception();
   }
+  return done;
 }
 
-void ThreadPool::work(int thread) {
-  uint32_t seen = 0;
+// -1 when all are taken.
+int64_t ThreadPool::take_chunk(Member& owner, uint64_t ticket, int64_t chunks) {
+  uint64_t taken = owner.taken.load(std::memory_order_relaxed);
   while (true) {
-    seen = wait_for_job(seen);
-    if (stopping_) return;
-    run_share(thread);
-    if (unfinished_.fetch_sub(1) == 1 && caller_sleeps_.load()) {
+    const uint64_t next = taken >> kChunkBits == ticket ? taken + 1 : (ticket << kChunkBits) + 1;
+    const auto chunk = static_cast<int64_t>(next & ((1 << kChunkBits) - 1)) - 1;
+    if (chunk >= chunks) return -1;
+    if (owner.taken.compare_exchange_weak(taken, next, std::memory_order_relaxed)) return chunk;
+  }
+}
+
+// ---- the others ---------------------------------------------------------------------------------
+
+void ThreadPool::work(int thread) {
+  Member& self = members_[thread];
+  uint64_t ticket = 0;
+  while (true) {
+    wait_for_job(self, ticket);
+    self.inside.store(true);
+    ticket = ticket_.load();
+    if (ticket % 2 == 1) {
+      if (stopping_) return;
+      do_chunks(thread, ticket);
+    }
+    self.inside.store(false);
+    if (caller_sleeps_.load()) {
       { std::lock_guard lock(mutex_); }
       wake_caller_.notify_one();
     }
   }
 }
 
-uint32_t ThreadPool::wait_for_job(uint32_t seen) {
-  const auto started = [&] { return generation_.load() != seen; };
-  if (!spin_until(started)) {
-    std::unique_lock lock(mutex_);
-    sleepers_.fetch_add(1);
-    wake_workers_.wait(lock, started);
-    sleepers_.fetch_sub(1);
-  }
-  // One job at a time, and the caller waits for all: a worker never misses a generation.
-  return seen + 1;
-}
-
-void ThreadPool::wait_for_workers() {
-  const auto done = [&] { return unfinished_.load() == 0; };
-  if (spin_until(done)) return;
+// Returns when a job other than `seen` can be entered.
+void ThreadPool::wait_for_job(Member& self, uint64_t seen) {
+  const auto open = [&] {
+    const uint64_t ticket = ticket_.load();
+    return ticket % 2 == 1 && ticket != seen;
+  };
+  const auto resting = [&] { return self.resting.load(); };
+  const auto open_or_resting = [&] { return open() || resting(); };
+  if (spin_until(open_or_resting) && !resting()) return;
   std::unique_lock lock(mutex_);
-  caller_sleeps_.store(true);
-  wake_caller_.wait(lock, done);
-  caller_sleeps_.store(false);
+  while (resting() || !open()) {
+    if (resting()) {
+      wake_members_.wait(lock, [&] { return !resting(); });
+    } else {
+      sleepers_.fetch_add(1);
+      wake_members_.wait(lock, open_or_resting);
+      sleepers_.fetch_sub(1);
+    }
+  }
 }
 
 }  // namespace slicellm::cpu
