@@ -55,9 +55,11 @@ double read_rate(cpu::ThreadPool& pool, const LimitLoops& loops) {
 
 double operation_rate(cpu::ThreadPool& pool, RateLoop loop, int64_t operations) {
   const double seconds = median_seconds([&] {
-    pool.run([&](int) {
-      volatile float sink = loop(kRounds);
-      (void)sink;
+    pool.parallel_for(pool.threads(), 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        volatile float sink = loop(kRounds);
+        (void)sink;
+      }
     });
   });
   return static_cast<double>(operations) * kRounds * pool.threads() / seconds;
