@@ -77,9 +77,10 @@ class Attention {
     float* values;   // [max_rows, padded_dim]
     float* max;      // [tile rows], then max_rows more for the split at hand
     float* sum;
+    float* appended;  // [2, dim]
   };
 
-  void append_token(const BatchSequence& sequence, int32_t i, float* temporary);
+  void append_token(const BatchSequence& sequence, int32_t i, int32_t head, float* temporary);
   void plan_items();
   void plan_cuts();
   size_t workspace_floats() const;
@@ -125,45 +126,45 @@ class Attention {
   float* partials_ = nullptr;  // [partial_rows_, dim + 2]: values, max, sum
 };
 
+// The tokens of sequences with several: those of one are appended by the item that attends to them.
 void Attention::append() {
   constexpr int64_t kGrain = 16;  // tokens worth a thread
-  const auto& sequences = args_.batch->sequences;
-  const auto tokens = static_cast<int64_t>(args_.batch->tokens.size());
-  pool_.parallel_for(tokens, kGrain, [&](int64_t begin, int64_t end, int /*thread*/) {
+  std::vector<std::pair<const BatchSequence*, int32_t>> tokens;
+  for (const BatchSequence& s : args_.batch->sequences) {
+    for (int32_t i = 0; s.count > 1 && i < s.count; ++i) tokens.emplace_back(&s, i);
+  }
+  const auto count = static_cast<int64_t>(tokens.size());
+  pool_.parallel_for(count, kGrain, [&](int64_t begin, int64_t end, int /*thread*/) {
     std::vector<float> temporary(2 * dim_);
-    for (const BatchSequence& s : sequences) {
-      const int64_t first = std::max<int64_t>(begin, s.begin);
-      const int64_t last = std::min<int64_t>(end, s.begin + s.count);
-      for (int64_t token = first; token < last; ++token) {
-        append_token(s, static_cast<int32_t>(token - s.begin), temporary.data());
+    for (int64_t t = begin; t < end; ++t) {
+      for (int32_t head = 0; head < args_.kv_heads; ++head) {
+        append_token(*tokens[t].first, tokens[t].second, head, temporary.data());
       }
     }
   });
 }
 
-void Attention::append_token(const BatchSequence& s, int32_t i, float* temporary) {
+void Attention::append_token(const BatchSequence& s, int32_t i, int32_t head, float* temporary) {
   const int32_t index = s.past + i;
   const int32_t block = s.blocks[index / block_tokens_];
   const int32_t slot = index % block_tokens_;
   const RopePosition where = rope_position(rope_.style, index, s.prompt_len);
   const float* row = args_.qkv->data() + (s.begin + i) * qkv_width_;
-  for (int32_t head = 0; head < args_.kv_heads; ++head) {
-    const float* key = row + int64_t{dim_} * (args_.heads + head);
-    const float* value = key + int64_t{dim_} * args_.kv_heads;
-    std::byte* keys = kv_.keys(block, args_.layer, head);
-    std::byte* values = kv_.values(block, args_.layer, head);
-    rotate_head(key, dim_, rope_, where, 1.0f, temporary);
-    if (half_) {
-      auto* halves = reinterpret_cast<uint16_t*>(temporary + dim_);
-      kernels_.to_half(temporary, dim_, halves);
-      auto* to = reinterpret_cast<uint16_t*>(keys) + slot;
-      for (int32_t d = 0; d < dim_; ++d) to[d * block_tokens_] = halves[d];
-      kernels_.to_half(value, dim_, reinterpret_cast<uint16_t*>(values) + slot * dim_);
-    } else {
-      auto* to = reinterpret_cast<float*>(keys) + slot;
-      for (int32_t d = 0; d < dim_; ++d) to[d * block_tokens_] = temporary[d];
-      std::memcpy(reinterpret_cast<float*>(values) + slot * dim_, value, dim_ * sizeof(float));
-    }
+  const float* key = row + int64_t{dim_} * (args_.heads + head);
+  const float* value = key + int64_t{dim_} * args_.kv_heads;
+  std::byte* keys = kv_.keys(block, args_.layer, head);
+  std::byte* values = kv_.values(block, args_.layer, head);
+  rotate_head(key, dim_, rope_, where, 1.0f, temporary);
+  if (half_) {
+    auto* halves = reinterpret_cast<uint16_t*>(temporary + dim_);
+    kernels_.to_half(temporary, dim_, halves);
+    auto* to = reinterpret_cast<uint16_t*>(keys) + slot;
+    for (int32_t d = 0; d < dim_; ++d) to[d * block_tokens_] = halves[d];
+    kernels_.to_half(value, dim_, reinterpret_cast<uint16_t*>(values) + slot * dim_);
+  } else {
+    auto* to = reinterpret_cast<float*>(keys) + slot;
+    for (int32_t d = 0; d < dim_; ++d) to[d * block_tokens_] = temporary[d];
+    std::memcpy(reinterpret_cast<float*>(values) + slot * dim_, value, dim_ * sizeof(float));
   }
 }
 
@@ -219,7 +220,8 @@ void Attention::plan_cuts() {
 
 size_t Attention::workspace_floats() const {
   const size_t rows = tile_rows(), most = kernels_.max_rows;
-  const size_t floats = rows * dim_ + most * kSplitTokens + most * padded_dim_ + 2 * (rows + most);
+  const size_t floats =
+      (rows + 2) * dim_ + most * kSplitTokens + most * padded_dim_ + 2 * (rows + most);
   return (floats + 15) / 16 * 16;  // whole cache lines
 }
 
@@ -231,6 +233,7 @@ Attention::Workspace Attention::workspace(float* memory, int thread) const {
   space.queries = space.values + most * padded_dim_;
   space.max = space.queries + rows * dim_;
   space.sum = space.max + rows + most;
+  space.appended = space.sum + rows + most;
   return space;
 }
 
@@ -265,6 +268,9 @@ void Attention::run_share(int64_t share, const Workspace& space) {
 
 void Attention::run_item(const Item& item, int32_t first_split, int32_t last_split,
                          const Workspace& space) {
+  if (item.sequence->count == 1 && last_split == item.last_split) {
+    append_token(*item.sequence, 0, item.kv_head, space.appended);
+  }
   load_queries(item, space.queries);
   std::fill_n(space.sum, rows(item), 0.0f);
   for (int32_t split = first_split; split < last_split; ++split) run_split(item, split, space);

@@ -18,6 +18,8 @@ class CpuDevice : public Device {
   std::string name() const override { return "cpu"; }
   std::string describe() const override;
   int threads() const override { return pool_.threads(); }
+  // Of the threads, so far (see ThreadPool).
+  uint64_t barriers() const { return pool_.barriers(); }
 
   std::unique_ptr<PackedLinear> pack(std::span<const Weight> matrices,
                                      std::span<const std::vector<float>> biases,
