@@ -57,6 +57,8 @@ class Model {
   virtual Device& device() const = 0;
   virtual KvLayout kv_layout() const = 0;
   virtual size_t weight_bytes() const = 0;
+  // About what a step of `tokens` tokens and `rows` rows of logits takes beside weights and KV.
+  virtual size_t step_bytes(int64_t tokens, int64_t rows) const = 0;
   virtual std::string fingerprint() const = 0;  // model, dtypes, threads, CPU: keys calibrations
 
   // One step. Writes logits[rows.size(), vocab], in device memory, for the given flat token

@@ -151,13 +151,16 @@ py::dict wait(PyTaskHandle& handle, double timeout) {
   return to_dict(handle.get().wait(0));
 }
 
-// KV blocks of the device pool when no size is given: half of what is free, shared with the host
-// pool where both are one memory, else nine tenths (the rest is for the step's workspace); and no
-// more than all rows at their longest can use.
+// KV blocks of the device pool when no size is given: of what is free beside the largest step,
+// half, shared with the host pool where both are one memory, else nine tenths; and no more than all
+// rows at their longest can use.
 int32_t default_blocks(const Model& model, const KvLayout& layout, int64_t host_kv_bytes,
                        const EngineOptions& options) {
   const bool shared = model.device().shares_host_memory();
-  const double free = static_cast<double>(model.device().free_memory()) * (shared ? 0.5 : 0.9);
+  const auto step =
+      static_cast<double>(model.step_bytes(options.max_step_tokens, options.max_rows));
+  const double free =
+      (static_cast<double>(model.device().free_memory()) - step) * (shared ? 0.5 : 0.9);
   double budget = free;
   if (shared) budget = host_kv_bytes < 0 ? free / 2 : free - static_cast<double>(host_kv_bytes);
   const double fits = std::max(0.0, budget / static_cast<double>(layout.block_bytes()));

@@ -59,6 +59,17 @@ class TransformerModel final : public Model {
   size_t weight_bytes() const override { return weight_bytes_; }
   std::string fingerprint() const override { return fingerprint_; }
 
+  size_t step_bytes(int64_t tokens, int64_t rows) const override {
+    // Activations are float32; a GPU has a copy of one linear's input and of all queries in 16
+    // bits.
+    const int64_t attended = attended_width();
+    const int64_t widest = std::max({int64_t{spec_.hidden}, int64_t{spec_.inner}, attended});
+    const int64_t floats = spec_.hidden + qkv_width() + attended + spec_.inner;
+    return static_cast<size_t>(workspace_rows(tokens) * 4 * floats +
+                               tokens * 2 * (widest + attended) +
+                               workspace_rows(rows) * 4 * spec_.vocab);
+  }
+
   KvLayout kv_layout() const override {
     KvLayout layout;
     layout.layers = spec_.layers;
@@ -138,15 +149,22 @@ class TransformerModel final : public Model {
     return spec_.family + "-" + text;
   }
 
+  int64_t attended_width() const { return int64_t{spec_.heads} * spec_.head_dim; }
+  int64_t qkv_width() const {
+    return attended_width() + 2 * int64_t{spec_.kv_heads} * spec_.head_dim;
+  }
+  static int64_t workspace_rows(int64_t n) {
+    return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
+  }
+
   // Grows the workspace and the rotary tables to what the batch needs; usually does nothing.
   void reserve(const Batch& batch, int64_t n) {
     if (n > capacity_) {
-      const int64_t rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
-      const int64_t attended = int64_t{spec_.heads} * spec_.head_dim;
+      const int64_t rows = workspace_rows(n);
       capacity_ = 0;
       x_ = device_->allocate(rows * spec_.hidden);
-      qkv_ = device_->allocate(rows * (attended + 2 * int64_t{spec_.kv_heads} * spec_.head_dim));
-      attended_ = device_->allocate(rows * attended);
+      qkv_ = device_->allocate(rows * qkv_width());
+      attended_ = device_->allocate(rows * attended_width());
       inner_ = device_->allocate(rows * spec_.inner);
       capacity_ = rows;
     }

@@ -57,7 +57,7 @@ def emulator() -> Emulator:
 
 @pytest.fixture(autouse=True)
 def _small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLICELLM_SIMT_MEMORY", str(32 << 20))
+    monkeypatch.setenv("SLICELLM_SIMT_MEMORY", str(8 << 20))
 
 
 @pytest.fixture(scope="module")
