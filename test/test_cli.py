@@ -105,7 +105,7 @@ BAD_LINES = [
     ("ftllm", "run M --custom model.py"),
     ("ftllm", "run M --moe_device cuda"),
     ("ftllm", "run M --tp 2"),
-    ("ftllm", "run M --prefix_cache true"),
+    ("ftllm", "run M --mtp 1"),
     ("ftllm", "run M --chat_template /no/such/file"),
     ("ftllm", "run M --tokenizer /no/such/directory"),
     ("ftllm", "run M --enable_thinking maybe"),
@@ -215,10 +215,11 @@ def test_every_flag_of_fastllm_is_known() -> None:
 
 
 def test_flags_without_effect_are_said_to_be(tiny_llama: Path) -> None:
-    done = run("ftllm", "run", tiny_llama, "--low", "--amx", "true", "--max_tokens", 2, stdin="hi")
+    done = run("ftllm", "run", tiny_llama, "--low", "--amx", "true", "--prefix_cache", "true",
+               "--max_tokens", 2, stdin="hi")  # fmt: skip
     assert done.returncode == 0
-    assert "note: --low has no effect" in done.stderr
-    assert "note: --enable_amx has no effect" in done.stderr
+    for flag in ("--low", "--enable_amx", "--prefix_cache"):
+        assert f"note: {flag} has no effect" in done.stderr
     default = run("ftllm", "run", tiny_llama, "--amx", "false", "--tp", "", stdin="")
     assert (default.returncode, default.stderr) == (0, "")
 

@@ -36,7 +36,7 @@ _ONE_GPU = "a model runs on one device"
 _ALL_ON_GPU = "with --device cuda the whole model is on the GPU"
 _KV_LIMIT = "--kv_cache_limit says how much memory keys and values take"
 _NO_SPECULATION = "speculative decoding is not supported yet"
-_NO_PREFIX_CACHE = "a prefix cache is not supported yet"
+_CACHED = "what prompts have in common is computed once in any case"
 
 MODEL_FLAGS = (
     _no_effect("-l --low", "weights are memory-mapped and packed once in any case", "", True),
@@ -53,12 +53,12 @@ MODEL_FLAGS = (
     _refused("--moe_experts", _NO_MOE, "-1"),
     _refused("--tp", _ONE_GPU),
     _refused("--triton", "kernels are our own", "", True),
-    _refused("--cache_history", _NO_PREFIX_CACHE),
-    _refused("--cache_fast", _NO_PREFIX_CACHE),
-    _refused("--prefix_cache", _NO_PREFIX_CACHE, "false"),
-    _refused("--prefix_cache_snapshot_interval_pages", _NO_PREFIX_CACHE),
-    _refused("--prefix_cache_snapshot_max_per_request", _NO_PREFIX_CACHE),
-    _refused("--prefix_cache_snapshot_max_records", _NO_PREFIX_CACHE),
+    _no_effect("--cache_history", _CACHED),
+    _no_effect("--cache_fast", _CACHED),
+    _no_effect("--prefix_cache", _CACHED, "false"),
+    _no_effect("--prefix_cache_snapshot_interval_pages", _CACHED),
+    _no_effect("--prefix_cache_snapshot_max_per_request", _CACHED),
+    _no_effect("--prefix_cache_snapshot_max_records", _CACHED),
     _refused("--mtp", _NO_SPECULATION, "0"),
     _refused("--dspark", _NO_SPECULATION, "0"),
     _refused("--speculative_model", _NO_SPECULATION),
