@@ -68,7 +68,7 @@ def test_model_without_tokenizer(fixtures: Path) -> None:
         ({"dtype": "int5"}, "dtype: got .*int5"),
         ({"dtype": 4}, "dtype: got 4, expected"),
         ({"device": "cuda:99"}, 'device: got "cuda:99", expected'),
-        ({"device": "cuda0"}, 'device: got "cuda0", expected cpu, cuda or cuda:<number>'),
+        ({"device": "cuda0"}, 'device: got "cuda0", expected cpu, numa, cuda or cuda:<number>'),
         ({"threads": 0}, "threads: got 0, expected 1 to 1024"),
         ({"threads": True}, "threads: got True"),
         ({"threads": "2"}, "threads: got '2'"),

@@ -170,13 +170,17 @@ struct CpuOptions {
 // Throws Error(invalid_argument) for an isa that is unknown or that this CPU lacks, and for a
 // thread count outside 0..1024.
 std::shared_ptr<Device> make_cpu_device(const CpuOptions& options);
+// The same, its weights and threads divided over the machine's NUMA nodes; `threads` are those of
+// all nodes. Also throws Error(invalid_argument) for fewer threads than nodes and for wrong values
+// in the environment (src/cpu/numa.h).
+std::shared_ptr<Device> make_numa_device(const CpuOptions& options);
 
 // The GPU of this index (CUDA's numbering). Quantised weights always meet 16-bit activations there,
 // whatever ActivationType says. Throws Error(unsupported) in a build without CUDA, without a driver
 // or such a GPU, and for one below compute capability 8.0.
 std::shared_ptr<Device> make_cuda_device(int index);
 
-// "cpu", "cuda" or "cuda:<index>"; `cpu` holds for a CPU alone. Throws Error(invalid_argument).
+// "cpu", "numa", "cuda" or "cuda:<index>"; `cpu` holds for a CPU alone. Throws Error(invalid_argument).
 std::shared_ptr<Device> make_device(std::string_view name, const CpuOptions& cpu);
 
 }  // namespace slicellm

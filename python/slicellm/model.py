@@ -29,7 +29,8 @@ class Model:
         path: a .flm file, an `ftllm export` directory or a Hugging Face directory.
         dtype: what the linear layers of a Hugging Face directory become ("float16", "int8",
             "int4", "int4g128", ...); None keeps the file's own. Other files keep theirs.
-        device: "cpu", "cuda" (the first NVIDIA GPU) or "cuda:1".
+        device: "cpu", "numa" (a CPU whose memory is in several nodes), "cuda" (the first NVIDIA
+            GPU) or "cuda:1".
         threads: CPU threads; None = every usable core. A GPU has no use for it.
         activation: how quantised weights meet activations on a CPU: "auto", "float32" or "int8".
             On a GPU they are decoded and meet 16-bit ones.

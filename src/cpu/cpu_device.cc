@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
+#include "cpu/kv_storage.h"
 #include "cpu/linear.h"
 #include "cpu/ops_cpu.h"
 #include "cpu/rope.h"
@@ -58,9 +60,13 @@ CpuDevice::CpuDevice(const CpuOptions& options)
     : isa_(choose_isa(options.isa)),
       pool_(options.threads == 0 ? usable_cores() : options.threads) {}
 
+CpuDevice::CpuDevice(const std::string& isa, std::vector<NumaNode> nodes)
+    : isa_(choose_isa(isa)), nodes_(std::move(nodes)), pool_(nodes_), arena_(nodes_) {}
+
 std::string CpuDevice::describe() const {
   return cpu_model_name() + ", " + to_string(isa_) + ", " + std::to_string(threads()) +
-         (threads() == 1 ? " thread" : " threads");
+         (threads() == 1 ? " thread" : " threads") +
+         (nodes_.empty() ? "" : ", NUMA nodes: " + std::to_string(nodes_.size()));
 }
 
 std::unique_ptr<PackedLinear> CpuDevice::pack(std::span<const Weight> matrices,
@@ -90,7 +96,9 @@ std::unique_ptr<Activation> CpuDevice::allocate(int64_t floats) {
 }
 
 std::unique_ptr<KvStorage> CpuDevice::allocate_kv(const KvLayout& layout, int32_t blocks) {
-  return make_kv_storage(layout, blocks);
+  auto kv = std::make_unique<CpuKvStorage>(layout, blocks);
+  interleave(nodes_, kv->keys(0, 0, 0), layout.block_bytes() * blocks);
+  return kv;
 }
 
 size_t CpuDevice::free_memory() const { return available_memory(); }
@@ -152,6 +160,10 @@ namespace slicellm {
 
 std::shared_ptr<Device> make_cpu_device(const CpuOptions& options) {
   return std::make_shared<cpu::CpuDevice>(options);
+}
+
+std::shared_ptr<Device> make_numa_device(const CpuOptions& options) {
+  return std::make_shared<cpu::CpuDevice>(options.isa, cpu::numa_nodes(options.threads));
 }
 
 }  // namespace slicellm

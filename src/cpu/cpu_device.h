@@ -1,21 +1,27 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/linear.h"
 #include "cpu/memory.h"
+#include "cpu/numa.h"
 #include "cpu/thread_pool.h"
 #include "slicellm/ops.h"
 
 namespace slicellm::cpu {
 
-// Device for the machine's own cores: float32 activations in host memory.
+// Device for the machine's own cores: float32 activations in host memory. With `nodes` ("numa") the
+// rows of every matrix are divided over them: each node's threads stay on its CPUs and read weights
+// of their own node's memory, and K and V lie on all in turn. Each result is computed whole, by one
+// thread, so nothing is added up over nodes, and the bits are those of the plain device.
 class CpuDevice : public Device {
  public:
   explicit CpuDevice(const CpuOptions& options);
+  CpuDevice(const std::string& isa, std::vector<NumaNode> nodes);
 
-  std::string name() const override { return "cpu"; }
+  std::string name() const override { return nodes_.empty() ? "cpu" : "numa"; }
   std::string describe() const override;
   int threads() const override { return pool_.threads(); }
   // Of the threads, so far (see ThreadPool).
@@ -52,6 +58,7 @@ class CpuDevice : public Device {
 
  private:
   Isa isa_;
+  std::vector<NumaNode> nodes_;
   ThreadPool pool_;
   WeightArena arena_;
   LinearWorkspace linear_workspace_;

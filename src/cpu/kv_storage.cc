@@ -6,7 +6,6 @@
 
 #include "cpu/attention_kernels.h"
 #include "cpu/memory.h"
-#include "cpu/ops_cpu.h"
 #include "slicellm/error.h"
 
 namespace slicellm::cpu {
@@ -51,10 +50,6 @@ void CpuKvStorage::copy_to_host(int32_t block, void* host) const {
 
 void CpuKvStorage::copy_from_host(int32_t block, const void* host) {
   std::memcpy(keys(block, 0, 0), host, block_bytes_);
-}
-
-std::unique_ptr<KvStorage> make_kv_storage(const KvLayout& layout, int32_t blocks) {
-  return std::make_unique<CpuKvStorage>(layout, blocks);
 }
 
 }  // namespace slicellm::cpu

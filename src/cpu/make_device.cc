@@ -8,6 +8,7 @@ namespace slicellm {
 
 std::shared_ptr<Device> make_device(std::string_view name, const CpuOptions& cpu) {
   if (name == "cpu") return make_cpu_device(cpu);
+  if (name == "numa") return make_numa_device(cpu);
   if (name == "cuda") return make_cuda_device(0);
   constexpr std::string_view prefix = "cuda:";
   if (name.starts_with(prefix)) {
@@ -17,7 +18,7 @@ std::shared_ptr<Device> make_device(std::string_view name, const CpuOptions& cpu
     if (error == std::errc() && last == end && index >= 0) return make_cuda_device(index);
   }
   throw Error(ErrorKind::invalid_argument, "device", '"' + std::string(name) + '"',
-              "cpu, cuda or cuda:<number>");
+              "cpu, numa, cuda or cuda:<number>");
 }
 
 }  // namespace slicellm

@@ -71,6 +71,7 @@ std::shared_ptr<std::byte> WeightArena::allocate(size_t bytes) {
   }
   std::byte* part = block_.get() + used_;
   used_ += bytes;
+  place_parts(nodes_, part, bytes);
   return {block_, part};
 }
 

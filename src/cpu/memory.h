@@ -3,6 +3,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
+#include <vector>
+
+#include "cpu/numa.h"
 
 namespace slicellm::cpu {
 
@@ -29,11 +33,15 @@ class Scratch {
 
 // Hands out parts of large blocks of huge pages, so that a model's weights lie together in the
 // order of their packing. A block is freed with the last of its parts.
+// Matrices are placed on `nodes` by rows.
 class WeightArena {
  public:
+  explicit WeightArena(std::vector<NumaNode> nodes = {}) : nodes_(std::move(nodes)) {}
+
   std::shared_ptr<std::byte> allocate(size_t bytes);
 
  private:
+  std::vector<NumaNode> nodes_;
   std::shared_ptr<std::byte> block_;
   size_t used_ = 0, capacity_ = 0;
 };

@@ -30,7 +30,6 @@ std::unique_ptr<EmbeddingTable> make_embedding(const Weight& table);
 void embed_rows(ThreadPool& pool, std::span<const int32_t> tokens, const EmbeddingTable& table,
                 float* x);
 
-std::unique_ptr<KvStorage> make_kv_storage(const KvLayout& layout, int32_t blocks);
 // Device::rope_append_attend. `scratch` keeps its memory from call to call.
 void rope_append_attend(ThreadPool& pool, Isa isa, Scratch& scratch, const AttentionArgs& args);
 

@@ -1,5 +1,7 @@
 #include "cpu/thread_pool.h"
 
+#include <pthread.h>
+#include <sched.h>
 #include <sys/resource.h>
 
 #include <chrono>
@@ -44,19 +46,51 @@ bool spin_until(Done done) {
   return false;
 }
 
+void keep_on(const std::vector<int>& cpus, std::thread& thread) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (int cpu : cpus) CPU_SET(cpu, &set);
+  const int error = pthread_setaffinity_np(thread.native_handle(), sizeof(set), &set);
+  if (error != 0) throw std::system_error(error, std::generic_category());
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : threads_(threads) {
-  if (threads < 1 || threads > 1024) {
-    throw Error(ErrorKind::invalid_argument, "threads", std::to_string(threads), "1 to 1024");
+ThreadPool::ThreadPool(int threads) {
+  const NumaNode anywhere{.threads = threads, .cpus = {}, .memory = -1};
+  start({&anywhere, 1});
+}
+
+ThreadPool::ThreadPool(std::span<const NumaNode> nodes) { start(nodes); }
+
+void ThreadPool::start(std::span<const NumaNode> nodes) {
+  for (const NumaNode& node : nodes) threads_ += node.threads;
+  if (threads_ < 1 || threads_ > 1024) {
+    throw Error(ErrorKind::invalid_argument, "threads", std::to_string(threads_), "1 to 1024");
   }
-  members_ = std::make_unique<Member[]>(threads);
+  members_ = std::make_unique<Member[]>(threads_);
+  int first = 0;
+  for (const NumaNode& node : nodes) {
+    const int last = first + node.threads;
+    for (int i = first; i < last; ++i) {
+      members_[i].first = first;
+      members_[i].last = last;
+    }
+    first = last;
+  }
   try {
-    for (int i = 1; i < threads; ++i) members_[i].thread = std::thread([this, i] { work(i); });
+    int i = 0;
+    for (const NumaNode& node : nodes) {
+      for (int k = 0; k < node.threads; ++k, ++i) {
+        if (i == 0) continue;  // the caller
+        members_[i].thread = std::thread([this, i] { work(i); });
+        if (!node.cpus.empty()) keep_on(node.cpus, members_[i].thread);
+      }
+    }
   } catch (const std::system_error&) {
     stop();
-    throw Error(ErrorKind::resource, "threads", std::to_string(threads),
-                "a number of threads that the system can start");
+    throw Error(ErrorKind::resource, "threads", std::to_string(threads_),
+                "a number of threads that the system can start and keep on their CPUs");
   }
 }
 
@@ -162,8 +196,11 @@ void ThreadPool::end_rests(Clock::time_point now) {
 int64_t ThreadPool::do_chunks(int thread, uint64_t ticket) {
   int64_t done = 0;
   try {
+    const int at_home = members_[thread].first, next_door = members_[thread].last;
+    const int home_size = next_door - at_home;
     for (int i = 0; i < threads_; ++i) {
-      const int owner = (thread + i) % threads_;
+      const int owner = i < home_size ? at_home + (thread - at_home + i) % home_size
+                                      : (next_door + i - home_size) % threads_;
       const int64_t first = job_.pieces * owner / threads_;
       const int64_t pieces = job_.pieces * (owner + 1) / threads_ - first;
       const int64_t chunks = std::min(pieces, kChunks);

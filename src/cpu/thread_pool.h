@@ -8,8 +8,11 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <type_traits>
+
+#include "cpu/numa.h"
 
 namespace slicellm::cpu {
 
@@ -26,6 +29,10 @@ class ThreadPool {
  public:
   // Throws Error(invalid_argument) outside 1..1024, Error(resource) when a thread cannot start.
   explicit ThreadPool(int threads);
+  // The threads of each node in turn, kept on its CPUs; only the caller stays where it is. They
+  // take chunks of other nodes' shares when all of their own node's are taken. Throws
+  // Error(resource) also when a thread cannot be kept on its CPUs.
+  explicit ThreadPool(std::span<const NumaNode> nodes);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -69,6 +76,7 @@ class ThreadPool {
     Clock::time_point rest_end;        // this and the next are the caller's
     Clock::duration rest{0};           // the last one
     std::thread thread;                // the caller's member has none
+    int first = 0, last = 0;           // threads of its node
   };
 
   void run(const Job& job);
@@ -82,7 +90,9 @@ class ThreadPool {
   void end_rests(Clock::time_point now);
   void stop();
 
-  const int threads_;
+  void start(std::span<const NumaNode> nodes);
+
+  int threads_ = 0;
   std::unique_ptr<Member[]> members_;  // [threads]
   int resting_ = 0;                    // members; this and the next are the caller's
   long switches_ = 0;                  // that the system forced on the caller so far

@@ -136,7 +136,7 @@ def add_model_flags(parser: argparse._ActionsContainer, kv_cache: bool = True) -
         "--device",
         default="cpu",
         metavar="DEVICE",
-        help="where to run: cpu (the default), cuda or cuda:N",
+        help="where to run: cpu (the default), numa (a CPU of several nodes), cuda or cuda:N",
     )
     parser.add_argument(
         "--atype",
