@@ -227,3 +227,65 @@ def test_a_prompt_delays_a_due_row_only_if_more_is_lost_by_waiting(
     plan = t.propose()
     assert (prompt not in [slot for slot, _ in plan.prefill]) == waits
     assert row in plan.decode or not waits
+
+
+@pytest.mark.parametrize(("utility", "waits"), [(1.0, True), (1000.0, False)])
+def test_rows_do_not_hold_up_a_prompt_worth_far_more(utility: float, waits: bool) -> None:
+    # As above, but the prompt has a second: only one that is worth far more begins at once.
+    t = table([10, 20, 30], max_rows=3)
+    t.add(prompt_len=1, max_tokens=30, tpot_ms=40, ttft_ms=1000)
+    t.step()
+    t.step()
+    prompt = t.add(
+        prompt_len=100,
+        max_tokens=30,
+        tpot_ms=1000,
+        ttft_ms=1000,
+        utility=utility,
+        class_id=1,
+        prefill_divisible=False,
+    )
+    assert (prompt not in [slot for slot, _ in t.propose().prefill]) == waits
+
+
+def test_nobody_joins_a_step_behind_a_prompt_that_is_cut() -> None:
+    t = table([1.0, 1.0], max_rows=2)
+    first = t.add(prompt_len=500, max_tokens=4, ttft_ms=1200)
+    t.add(prompt_len=20, max_tokens=4, ttft_ms=1300)
+    ((slot, tokens),) = t.propose().prefill
+    assert slot == first and tokens < 500
+
+
+@pytest.mark.parametrize(("utility", "kept"), [(1.0, False), (1000.0, True)])
+def test_a_row_worth_far_more_keeps_its_due_times_at_the_cost_of_others(
+    utility: float, kept: bool
+) -> None:
+    # A token each 40 ms, one row or two: the two need 1.07 of the time.
+    t = SyntheticTable("pace:share=2", latency_from_table([40, 80], 0, 1.0), max_rows=2)
+    t.add(prompt_len=1, max_tokens=200, tpot_ms=100, output_len=200)
+    t.step()
+    dear = t.add(
+        prompt_len=1, max_tokens=200, tpot_ms=60, output_len=100, utility=utility, class_id=1
+    )
+    while t.tasks[dear].produced < 90:
+        t.step()
+    task = t.tasks[dear]
+    assert (task.last_token_time - task.first_token_time <= 89 * 0.06) == kept
+
+
+@pytest.mark.parametrize(("utility", "cheap_share"), [(1.0, 0.9), (1000.0, 0.8)])
+def test_a_miss_costs_cheaper_classes_what_it_was_worth(utility: float, cheap_share: float) -> None:
+    # Steps take 30 ms where 14 ms are believed: of 20 ms a token none is kept.
+    classes = [("cheap", None, None, 1e6, 1.0), ("dear", None, 20.0, None, utility)]
+    slow = latency_from_table([30.0], prefill_ms=20, prefill_ms_per_token=1)
+    columns = {
+        "arrival": np.array([0.0, 0.01]),
+        "prompt_tokens": [10] * 2,
+        "output_tokens": [150] * 2,
+        "max_tokens": [200] * 2,
+        "class_id": [0, 1],
+    }
+    run = _core.simulate("pace", slow, LATENCY, classes, columns, max_rows=1)
+    shares = {kind["class"]: kind["share"] for kind in json.loads(run["policy_state"])["kinds"]}
+    # The dear task missed, the cheap one made it: 0.002 more.
+    assert shares == pytest.approx({0: cheap_share + 0.002, 1: 0.89})

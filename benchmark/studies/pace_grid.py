@@ -10,6 +10,7 @@ best ratio included; what it has of the bound; every cell that misses.
 
     python benchmark/studies/pace_grid.py --traces ../shared/traces
     python benchmark/studies/pace_grid.py --report
+    python benchmark/studies/pace_grid.py --renew    # pace has changed, the others have not
     python benchmark/studies/pace_grid.py --seeds 100,101,102 --results FOLDER    # not tuned on
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,37 +82,17 @@ def make_workload(name: str, utility: float, traces: Path) -> Workload:
     return replace(workload, classes=tuple(classes))
 
 
-def bound_of(tasks: TaskColumns, profile: Profile) -> dict[str, Any]:
-    """The bound of utility and of the number of tasks; of each, what pace gets without jitter, not
-    told the lengths and told them, where all utilities are 1 if tasks are counted."""
-    steady = replace(profile, jitter=0.0)
-    bound = upper_bound(
-        tasks,
-        steady.truth(),
-        max_rows=profile.max_rows,
-        max_step_tokens=profile.max_step_tokens,
-    )
-    alike = replace(tasks, kinds=tuple(replace(kind, utility=1.0) for kind in tasks.kinds))
-    found: dict[str, Any] = {"valid": bound.valid}
-    for metric, limit, given in (
-        ("utility", bound.utility, tasks),
-        ("attainment", bound.attainment, alike),
-    ):
-        runs = (slicellm.simulate(given, p, steady, event_log=False).metrics for p in OURS)
-        found[metric] = [limit, *(metrics[metric] for metrics in runs)]
-    return found
-
-
-def measure(args: argparse.Namespace, *key: Any) -> dict[str, Any]:
-    """All policies on the tasks of one cell: [utility, attainment] each."""
-    seed, profile_name, workload, load, utility = key
-    profile = load_profile(profile_name)
+def run_all(
+    args: argparse.Namespace, policies: Sequence[str], *key: Any
+) -> tuple[dict[str, list[float]], TaskColumns]:
+    """[utility, attainment] of `policies` on the tasks of one cell, and the tasks."""
+    seed, profile, workload, load, utility = key
     results, tasks = {}, None
-    for policy in (*OURS, *OTHERS):
+    for policy in policies:
         run = slicellm.simulate(
             make_workload(workload, utility, args.traces) if tasks is None else tasks,
             policy,
-            profile,
+            load_profile(profile),
             num_tasks=args.tasks,
             load=load,
             seed=seed,
@@ -121,15 +103,56 @@ def measure(args: argparse.Namespace, *key: Any) -> dict[str, Any]:
             round(run.metrics["utility"], 5),
             round(run.metrics["attainment"], 5),
         ]
-    bound = None
-    if (
-        tasks is not None
-        and seed == args.seeds[0]
-        and (utility == 10 or workload == "sharegpt")
-        and load in args.bounds
-    ):
-        bound = bound_of(tasks, profile)
-    return {"policies": results, "bound": bound}
+    assert tasks is not None
+    return results, tasks
+
+
+def beside_bound(
+    valid: bool, limits: Mapping[str, float], tasks: TaskColumns, profile: Profile
+) -> dict[str, Any]:
+    """The bound of utility and of the number of tasks; of each, what pace gets without jitter, not
+    told the lengths and told them, where all utilities are 1 if tasks are counted."""
+    steady = replace(profile, jitter=0.0)
+    alike = replace(tasks, kinds=tuple(replace(kind, utility=1.0) for kind in tasks.kinds))
+    found: dict[str, Any] = {"valid": valid}
+    for metric, given in (("utility", tasks), ("attainment", alike)):
+        runs = (slicellm.simulate(given, p, steady, event_log=False).metrics for p in OURS)
+        found[metric] = [limits[metric], *(metrics[metric] for metrics in runs)]
+    return found
+
+
+def measure(args: argparse.Namespace, *key: Any) -> dict[str, Any]:
+    """All policies on the tasks of one cell, and the bound where there is one."""
+    seed, profile_name, workload, load, utility = key
+    results, tasks = run_all(args, (*OURS, *OTHERS), *key)
+    found = None
+    if seed == args.seeds[0] and (utility == 10 or workload == "sharegpt") and load in args.bounds:
+        profile = load_profile(profile_name)
+        bound = upper_bound(
+            tasks,
+            replace(profile, jitter=0.0).truth(),
+            max_rows=profile.max_rows,
+            max_step_tokens=profile.max_step_tokens,
+        )
+        limits = {"utility": bound.utility, "attainment": bound.attainment}
+        found = beside_bound(bound.valid, limits, tasks, profile)
+    return {"policies": results, "bound": found}
+
+
+def renew(args: argparse.Namespace) -> None:
+    """Runs pace again in every cell that has a result; the others and the bound stay."""
+    cells = study.read_cells(args.results)
+    for cell in cells:
+        key = [cell[k] for k in KEYS]
+        results, tasks = run_all(args, OURS, *key)
+        cell["policies"].update(results)
+        if cell["bound"]:
+            limits = {metric: cell["bound"][metric][0] for metric in BARS}
+            profile = load_profile(cell["profile"])
+            cell["bound"] = beside_bound(cell["bound"]["valid"], limits, tasks, profile)
+        print(*key, flush=True)
+    lines = (json.dumps(cell, allow_nan=False) + "\n" for cell in cells)
+    (args.results / "cells.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def compare(cells: Sequence[study.Cell]) -> dict[str, Any]:
@@ -263,9 +286,13 @@ def main() -> None:
     add("--seeds", type=listed(int), default=[0, 1, 2, 3, 4])
     add("--results", type=Path, default=study.RESULTS / "pace")
     add("--report", action="store_true", help="only the summary, no runs")
+    add("--renew", action="store_true", help="run pace again where there are results, no others")
     args = parser.parse_args()
     if not args.report:
         study.begin(args.results, {"tasks": args.tasks, "seeds": args.seeds})
+    if args.renew:
+        renew(args)
+    elif not args.report:
         grid = (
             key
             for key in itertools.product(

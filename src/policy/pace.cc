@@ -254,6 +254,10 @@ void Pace::admit(const View& view) {
   }
   std::sort(rows_.begin(), rows_.end());
   std::sort(prompts_.begin(), prompts_.end());
+  double greatest = 0;
+  for (const Row& prompt : prompts_) greatest = std::max(greatest, prompt.value);
+  std::stable_partition(prompts_.begin(), prompts_.end(),
+                        [&](const Row& prompt) { return kFarMore * prompt.value > greatest; });
 }
 
 StepPlan Pace::plan(const View& view) {

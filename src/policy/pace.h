@@ -26,10 +26,10 @@ namespace slicellm {
 //    is live, nothing is different for its being there.
 //  * Steps. Rows whose token would be late if they waited for the next step or the first prompt, in
 //    the batch with the least time a token that lets every admitted task keep its due times. Then
-//    prompts, in the smallest pieces that cost little more than the whole, where the rows' slack
-//    allows it, or where waiting loses more than the rows do. If none joins, rows run ahead where
-//    they cost no more than they ever will. Rows with only a deadline do not wait for rows worth
-//    much less.
+//    prompts, one after the other, in the smallest pieces that cost little more than the whole,
+//    where the rows' slack allows it, or where waiting loses more than the rows do. If none joins,
+//    rows run ahead where they cost no more than they ever will. Rows with only a deadline do not
+//    wait for rows worth much less, and nothing waits for what is worth far less.
 //
 // Token k of a task with TPOT is due 0.95 k * TPOT after its first token: it may end at any of
 // them, and a lead builds up. The tokens of a task with a deadline are due evenly over 0.6 of it,
@@ -51,9 +51,11 @@ class Pace : public Policy {
  private:
   // Times the value: worth leaving room, or delaying others, for.
   static constexpr double kMuchMore = 1.5;
+  // Times the value: others neither hold it up nor keep their due times at its cost.
+  static constexpr double kFarMore = 4;
   // The share of time that a class's admitted work may fill rises with each admitted task that
-  // makes it and falls with each that misses, be it of this class or of one worth much more: it
-  // rests where one in six misses.
+  // makes it and falls with each that misses, be it of this class or of one worth much more, then
+  // by that worth: within a class it rests where one in six misses.
   static constexpr double kFirstShare = 0.9;
 
   // A class, apart by its cap on the output.
@@ -147,9 +149,11 @@ class Pace : public Policy {
   // Scratch of a plan.
   uint64_t plans_ = 0;  // stamps the jobs that the last plan admitted
   double now_ = 0;
-  double predicted_ = 0;             // seconds of the planned step
-  std::vector<Row> rows_, prompts_;  // admitted, by due time: ready to decode; to be prefilled
-  std::vector<Row> aside_;           // of rows_: those that others are worth much more than
+  double predicted_ = 0;  // seconds of the planned step
+  // Admitted, by due time: ready to decode; to be prefilled, those worth far less than one last.
+  std::vector<Row> rows_, prompts_;
+  std::vector<Row> aside_;  // of rows_: those that give way to others in this step
+  double least_kept_ = 0;   // value that every other row has
 };
 
 // Pace that believes what it is told of each task's length; of a task that it was told nothing of,

@@ -8,7 +8,7 @@ namespace {
 
 constexpr size_t kAtOnce = 256;  // waiting tasks given up in one plan
 constexpr double kLeastShare = 0.4, kMostShare = 1.3;
-constexpr double kShareUp = 0.002, kShareDown = 0.01;
+constexpr double kShareUp = 0.002, kShareDown = 0.01, kMostDown = 0.1;
 
 }  // namespace
 
@@ -112,7 +112,8 @@ void Pace::relegate(int32_t slot) {
   lost_.push_back(slot);
 }
 
-// An admitted task of `kind` made it, or missed: then also classes worth much less had too much.
+// An admitted task of `kind` made it, or missed: then also classes worth much less had too much, by
+// what as many of their tasks as it was worth have gained them.
 void Pace::judge(Kind& kind, bool made) {
   if (!learns_) return;
   const auto move = [](Kind& k, double by) {
@@ -121,7 +122,9 @@ void Pace::judge(Kind& kind, bool made) {
   move(kind, made ? kShareUp : -kShareDown);
   if (made) return;
   for (auto& [key, other] : kinds_) {
-    if (kMuchMore * other.value < kind.value) move(other, -kShareDown);
+    if (kMuchMore * other.value >= kind.value) continue;
+    const double worth = kind.value / other.value;  // tasks of the other kind
+    move(other, -std::clamp(kShareUp * worth, kShareDown, kMostDown));
   }
 }
 

@@ -32,13 +32,16 @@ bool moves_kv(int32_t slot, const StepBuilder& step) {
 }  // namespace
 
 // Expected utility lost by admitted rows worth at least `value` that get their next token late when
-// the first step takes `first` seconds and the later ones hold `batch` rows each, most urgent
-// first.
+// the first step takes `first` seconds and the later ones hold `batch` of them each, most urgent
+// first: rows worth less give way.
 double Pace::late_cost(double first, int32_t batch, double value) const {
   double end = now_ + first, cost = 0;
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    if (i > 0 && i % static_cast<size_t>(batch) == 0) end += curve_.step(batch);
-    if (rows_[i].due < end && rows_[i].value >= value) cost += (end - rows_[i].due) * rows_[i].late;
+  int32_t ahead = 0;
+  for (const Row& row : rows_) {
+    if (row.value < value) continue;
+    if (ahead > 0 && ahead % batch == 0) end += curve_.step(batch);
+    if (row.due < end) cost += (end - row.due) * row.late;
+    ++ahead;
   }
   return cost;
 }
@@ -77,6 +80,7 @@ int32_t Pace::choose_batch(const StepBuilder& step) {
     prompt = duration(step, piece(slot, step), step.view().tasks[slot].cached);
   }
   aside_.clear();
+  least_kept_ = 0;
   int32_t batch = 0;
   do {
     const int32_t ready = most_rows();
@@ -97,28 +101,30 @@ int32_t Pace::choose_batch(const StepBuilder& step) {
   return batch;
 }
 
-// No prompt joins: `batch` rows and others that cost no more now than they ever will.
+// No prompt joins: `batch` rows and others that cost no more now than they ever will, and do not
+// make late what choose_batch kept.
 int32_t Pace::run_ahead(int32_t batch) const {
   const double cheapest = curve_.per_token(curve_.max_rows());
   for (int32_t b = most_rows(); b > batch; --b) {
     const double cost = batch > 0 ? curve_.step(b) - curve_.step(batch) : 0;
     if (cost > (b - batch) * cheapest) continue;
-    if (!aside_.empty() || keeps_due(curve_.step(b), b)) return b;
+    if (late_cost(curve_.step(b), b, least_kept_) == 0) return b;
   }
   return batch > 0 || rows_.empty() ? batch : curve_.best_rows(most_rows());
 }
 
-// Takes rows that rows with nothing but a deadline are worth much more than out of this step; false
-// if there are none. A row with a TPOT may catch up later, and is not helped at others' cost.
+// Takes the rows worth least out of this step, if one with nothing but a deadline is worth much
+// more, or one with a TPOT, which may catch up later, far more; false if there is none.
 bool Pace::leave_out_least() {
-  double least = rows_.front().value, greatest = 0;
+  double least = rows_.front().value, gain = 0;
   for (const Row& row : rows_) {
     least = std::min(least, row.value);
-    if (std::isinf(row.late)) greatest = std::max(greatest, row.value);
+    gain = std::max(gain, row.value / (std::isinf(row.late) ? kMuchMore : kFarMore));
   }
-  if (greatest <= kMuchMore * least) return false;
-  const auto rest = std::stable_partition(
-      rows_.begin(), rows_.end(), [&](const Row& row) { return row.value > kMuchMore * least; });
+  if (gain <= least) return false;
+  least_kept_ = kMuchMore * least;
+  const auto rest = std::stable_partition(rows_.begin(), rows_.end(),
+                                          [&](const Row& row) { return row.value > least_kept_; });
   aside_.insert(aside_.begin(), rest, rows_.end());
   rows_.erase(rest, rows_.end());
   return true;
@@ -139,13 +145,19 @@ int32_t Pace::piece(int32_t slot, const StepBuilder& step) const {
 }
 
 // Tokens of `prompt` to prefill beside `batch` rows: a piece, a part of it, or 0 if it must wait.
+// Rows worth far less do not hold it up.
 int32_t Pace::prompt_tokens(const Row& prompt, int32_t batch, const StepBuilder& step) const {
   const TaskView& task = step.view().tasks[prompt.slot];
   const int32_t whole = piece(prompt.slot, step);
-  if (whole <= 0 || batch == 0) return whole;
+  if (whole <= 0 || rows_.empty()) return whole;
+  if (batch == 0) {  // choose_batch has found time for the first prompt only
+    if (step.plan().prefill.empty()) return whole;
+    batch = curve_.best_rows(most_rows());
+  }
+  const double least = prompt.value / kFarMore;
   const double next = curve_.step(batch);
   const double with = duration(step, whole, task.cached);
-  if (keeps_due(with, batch)) return whole;
+  if (late_cost(with, batch, least) == 0) return whole;
   // Not without delaying a row: only when it could be late itself, and comes before the rows, is
   // worth much more than those it delays, or loses more by waiting than they do.
   if (prompt.due < now_ + next + with) {
@@ -161,7 +173,7 @@ int32_t Pace::prompt_tokens(const Row& prompt, int32_t batch, const StepBuilder&
   const double without = duration(step, 0, 0);
   for (int32_t tokens = whole / 2; tokens >= kLeastChunk; tokens /= 2) {
     const double part = duration(step, tokens, task.cached);
-    if (!keeps_due(part, batch)) continue;
+    if (late_cost(part, batch, least) > 0) continue;
     return (part - without) / tokens <= kCutCost * (with - without) / whole ? tokens : 0;
   }
   return 0;
@@ -181,6 +193,7 @@ void Pace::choose_step(StepBuilder& step) {
     const int32_t tokens = prompt_tokens(prompt, batch, step);
     if (tokens <= 0) break;
     if (!make_room(prompt.slot, tokens, step) || !step.prefill(prompt.slot, tokens)) break;
+    if (tokens < step.view().tasks[prompt.slot].pending()) break;  // nobody overtakes it
   }
   if (step.plan().prefill.empty()) decode(batch, run_ahead(batch), step);
   if (!step.plan().runs()) run_leftovers(step);
