@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,6 +112,7 @@ def test_any_schedule_gives_the_same_bits(
         max_rows=rng.randint(1, 8),
         max_step_tokens=rng.randint(36, 64),  # room for an indivisible prompt and its answer
         prefix_cache=rng.random() < 0.5,
+        loop=rng.choice(["plain", "overlap"]),
     )
     arrivals = [rng.choice([0.0, rng.random() * 0.01]) for _ in tasks]
     handles = engine.submit_all(
@@ -133,7 +133,8 @@ def test_any_schedule_gives_the_same_bits(
     engine.close()
 
 
-def test_random_schedules_do_what_they_are_for(tmp_path: Path, load: Models) -> None:
+@pytest.mark.parametrize("loop", ["plain", "overlap"])
+def test_random_schedules_do_what_they_are_for(load: Models, loop: str) -> None:
     """300 tasks on a real model: swaps, drops, cut prompts, padding all happen; nothing leaks."""
     model = load("llama", "float16", 2)
     policy = RandomPolicy(7, padding=0.7)
@@ -145,6 +146,7 @@ def test_random_schedules_do_what_they_are_for(tmp_path: Path, load: Models) -> 
         host_kv_bytes=10 * model.kv_block_bytes,
         max_rows=6,
         prefix_cache=True,
+        loop=loop,
     )
     rng = random.Random(7)
     tasks = [random_task(rng, model) for _ in range(300)]

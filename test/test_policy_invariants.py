@@ -45,6 +45,7 @@ machines = st.fixed_dictionaries(
         "max_step_tokens": st.integers(8, 128),
         "prefill_divisible": st.booleans(),
         "jitter": st.sampled_from([0.0, 0.2]),
+        "loop": st.sampled_from(["plain", "overlap"]),
     }
 )
 

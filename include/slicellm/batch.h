@@ -12,6 +12,8 @@ constexpr TaskId kNoTask = -1;
 // whose K and V are already in the cache. count == 1 for a decode row, > 1 for most prefill chunks.
 // Padding is a sequence of kNoTask: computed like any other, its logits too where `sample` is set,
 // but over KV blocks whose contents mean nothing, and no token is drawn from it.
+// A chained sequence ends in the token that the step before draws for its task, which the host does
+// not know yet: what stands for it in Batch::tokens is no more than a valid id.
 struct BatchSequence {
   TaskId task = 0;
   int32_t begin = 0;            // first token in Batch::tokens
@@ -19,6 +21,7 @@ struct BatchSequence {
   int32_t past = 0;             // tokens already in KV; token i sits at position past + i
   int32_t prompt_len = 0;       // original prompt length (kept over recompute; ChatGLM-6B needs it)
   bool sample = false;          // the last token's logits give the next token
+  bool chained = false;         // the last token is still to be drawn
   std::vector<int32_t> blocks;  // block table, covers past + count tokens
 };
 

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "slicellm/clock.h"
@@ -92,7 +93,20 @@ class TaskHandle {
   virtual void on_update(std::function<void()> callback) = 0;
 };
 
+// When the next step is planned.
+enum class LoopKind {
+  plain,  // once the step that runs has ended, from what it gave
+  // While it runs, from its predicted end: every row that is due a token is taken to yield one, and
+  // the step to last what the latency model says. What only the token tells (end of sequence, stop
+  // ids and strings) and what comes meanwhile (a deadline, a cancellation) takes effect one step
+  // later at most: the step that runs ahead still computes the row, and what it yields is dropped.
+  // Tokens are those of the plain loop.
+  overlap,
+};
+LoopKind parse_loop(std::string_view text);  // "plain", "overlap"
+
 struct EngineOptions {
+  LoopKind loop = LoopKind::plain;
   int32_t max_rows = 64;           // tasks in one step
   int32_t max_step_tokens = 2048;  // tokens in one step
   int32_t max_context = 0;         // prompt + output; 0 = what the model and the KV pool allow

@@ -37,9 +37,11 @@ struct StepResult {
 
 using Ticket = int64_t;
 
-// Runs batches. Tickets are waited for in the order of their submission. Knows nothing of SLOs or
-// policies. Called by the engine thread; `submit` returns without waiting for the result, and at
-// most two steps may be in flight.
+// Runs batches. Steps take effect in the order of their submission: each finds the KV blocks, host
+// blocks too, as the step before leaves them. Tickets are waited for in that order. Knows nothing
+// of SLOs or policies. Called by the engine thread; `submit` returns without waiting for the
+// result, and at most two steps may be in flight. A task is removed when no step has a sequence of
+// it.
 class Executor {
  public:
   virtual ~Executor() = default;
@@ -50,6 +52,9 @@ class Executor {
 
   virtual void add_task(const ExecutorTask& task) = 0;
   virtual void remove_task(TaskId id) = 0;
+  // Whether a sequence of the task may be `chained` to the step before, which has not been waited
+  // for.
+  virtual bool can_chain(TaskId) const { return false; }
   virtual Ticket submit(Batch batch) = 0;
   virtual StepResult wait(Ticket ticket) = 0;
 };

@@ -163,7 +163,11 @@ struct TaskEvent {
   int32_t slot = 0;
 };
 
-// What became of a committed plan.
+// What became of a committed plan, or what is believed to become of it where the engine plans the
+// next step while this one runs (LoopKind::overlap): then times are predicted, every row that was
+// due a token has produced one, and tasks that reach their cap have ended by their length. A task
+// whose token ends it may take part in one more step before its `finish` is told; its row tells the
+// truth then.
 struct StepOutcome {
   double start = 0, duration = 0;  // seconds; duration 0 for a plan that ran no step
   StepFeatures features;

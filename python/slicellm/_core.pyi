@@ -400,6 +400,7 @@ class Engine:
         max_step_tokens: int = 2048,
         max_context: int = 0,
         max_queue: int = 100000,
+        loop: str = "plain",  # or "overlap"
         prefix_cache: bool = False,  # ignored where a prompt attends both ways
         token_bytes: Sequence[bytes] = (),
         eos_ids: Sequence[int] | None = None,  # None = the model's
@@ -445,6 +446,7 @@ def simulate(
     max_rows: int = 64,
     max_step_tokens: int = 2048,
     max_context: int = 0,
+    loop: str = "plain",  # or "overlap"
     prefill_divisible: bool = True,
     in_flight: int = 0,  # > 0: closed loop
     record_events: bool = False,

@@ -262,6 +262,8 @@ std::shared_ptr<PyEngine> make_engine(const std::shared_ptr<Model>& model, const
   options.eos_ids = eos_ids.is_none() ? spec.eos_ids : to_ids(eos_ids, "eos_ids");
   const py::object token_bytes = keywords.take("token_bytes");
   if (!token_bytes.is_none()) options.token_bytes = to_bytes(token_bytes, "token_bytes");
+  const py::object loop = keywords.take("loop");
+  if (!loop.is_none()) options.loop = parse_loop(to_text(loop, "loop"));
   const py::object prefix_cache = keywords.take("prefix_cache");
   if (!prefix_cache.is_none()) options.prefix_cache = to_bool(prefix_cache, "prefix_cache");
   const py::object record_events = keywords.take("record_events");

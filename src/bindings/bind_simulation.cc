@@ -130,6 +130,8 @@ py::dict run(const py::object& policy, const LatencyModel& truth, const LatencyM
   engine.max_step_tokens =
       keywords.count("max_step_tokens", engine.max_step_tokens, 1, "a count above 0");
   engine.max_context = keywords.count("max_context", 0, 0, "0 (what the KV allows) or a count");
+  const py::object loop = keywords.take("loop");
+  if (!loop.is_none()) engine.loop = parse_loop(to_text(loop, "loop"));
   const py::object divisible = keywords.take("prefill_divisible");
   if (!divisible.is_none()) engine.prefill_divisible = to_bool(divisible, "prefill_divisible");
   const py::object record = keywords.take("record_events");

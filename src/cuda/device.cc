@@ -195,6 +195,11 @@ void CudaDevice::write(std::span<const float> from, Activation& to) {
   stream_.synchronize();
 }
 
+void CudaDevice::chain(std::span<const ChainedToken> tokens, const int32_t* drawn) {
+  chained_.assign(tokens.begin(), tokens.end());
+  drawn_ = drawn;
+}
+
 void CudaDevice::begin_step(const Batch& /*batch*/) {
   select();
   staging_.begin();
@@ -210,9 +215,12 @@ void CudaDevice::embed(std::span<const int32_t> tokens, const EmbeddingTable& ta
     }
   }
   select();
-  const int32_t* ids = staging_.put(tokens);
+  ids_.assign(tokens.begin(), tokens.end());
+  for (const ChainedToken& t : chained_) ids_.at(t.position) = -1 - t.source;
+  chained_.clear();
+  const int32_t* ids = staging_.put(std::span<const int32_t>(ids_));
   staging_.flush();
-  embed_rows(stream_, dynamic_cast<const CudaEmbedding&>(table).table(), ids,
+  embed_rows(stream_, dynamic_cast<const CudaEmbedding&>(table).table(), ids, drawn_,
              static_cast<int64_t>(tokens.size()), x.data());
 }
 

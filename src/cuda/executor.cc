@@ -62,6 +62,9 @@ class CudaExecutor final : public Executor {
 
   void add_task(const ExecutorTask& task) override { tasks_.add(task); }
   void remove_task(TaskId id) override { tasks_.remove(id); }
+  bool can_chain(TaskId id) const override {
+    return DeviceSampler::can_draw(tasks_.at(id).sampling, vocab_);
+  }
 
   Ticket submit(Batch batch) override {
     check_in_flight(in_flight_);
@@ -132,16 +135,22 @@ class CudaExecutor final : public Executor {
   void start(const Batch& batch, Step& step) {
     rows_.clear();
     drawn_.clear();
+    chained_.clear();
     std::vector<int32_t> to_host;  // rows of the logits
     for (const BatchSequence& s : batch.sequences) {
+      if (s.chained) {
+        const auto position = static_cast<size_t>(s.begin + s.count - 1);
+        chained_.push_back({position, tasks_.at(s.task).place});
+      }
       if (!s.sample) continue;
       const auto index = static_cast<int32_t>(rows_.size());
       rows_.push_back(s.begin + s.count - 1);
       if (s.task == kNoTask) continue;
-      const ExecutorTasks::Task& task = tasks_.at(s.task);
+      ExecutorTasks::Task& task = tasks_.at(s.task);
       if (DeviceSampler::can_draw(task.sampling, vocab_)) {
         step.rows.push_back({s.task, true, drawn_.size()});
-        const auto position = static_cast<uint64_t>(task.produced);
+        const auto position = static_cast<uint64_t>(task.started++);
+        task.place = static_cast<int32_t>(drawn_.size());
         drawn_.push_back(DeviceSampler::make_row(task.sampling, position, index));
       } else {
         step.rows.push_back({s.task, false, to_host.size()});
@@ -153,6 +162,7 @@ class CudaExecutor final : public Executor {
       const auto rows = static_cast<int64_t>(std::bit_ceil(rows_.size()));
       logits_ = device_.allocate(rows * vocab_);
     }
+    device_.chain(chained_, sampler_.drawn());
     model_->forward(batch, *kv_, rows_, *logits_);
     if (!drawn_.empty()) sampler_.draw(logits_->data(), vocab_, drawn_, step.tokens);
     const size_t row_bytes = sizeof(float) * static_cast<size_t>(vocab_);
@@ -180,6 +190,7 @@ class CudaExecutor final : public Executor {
   std::unique_ptr<Activation> logits_;  // [rows, vocab]
   std::vector<int32_t> rows_;
   std::vector<SampleRow> drawn_;
+  std::vector<CudaDevice::ChainedToken> chained_;
 };
 
 }  // namespace

@@ -127,9 +127,13 @@ __device__ inline float decode(const DeviceTable& table, int64_t row, int64_t co
   return __fadd_rn(table.minimum[group], __fmul_rn(table.scale[group], static_cast<float>(code)));
 }
 
-__global__ void embed_kernel(DeviceTable table, const int32_t* ids, float* x) {
+__global__ void embed_kernel(DeviceTable table, const int32_t* ids, const int32_t* drawn,
+                             float* x) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < table.cols) x[blockIdx.y * table.cols + i] = decode(table, ids[blockIdx.y], i);
+  if (i >= table.cols) return;
+  int32_t id = ids[blockIdx.y];
+  if (id < 0) id = max(drawn[-1 - id], 0);
+  x[blockIdx.y * table.cols + i] = decode(table, id, i);
 }
 
 constexpr int kThreads = 256;
@@ -192,11 +196,11 @@ void convert_rows(cudaStream_t stream, const RowInput& input, const RowOutput& o
   SLICELLM_CUDA_CHECK(cudaGetLastError());
 }
 
-void embed_rows(cudaStream_t stream, const DeviceTable& table, const int32_t* ids, int64_t n,
-                float* x) {
+void embed_rows(cudaStream_t stream, const DeviceTable& table, const int32_t* ids,
+                const int32_t* drawn, int64_t n, float* x) {
   for (int64_t first = 0; first < n; first += kMaxRows) {
     SLICELLM_LAUNCH(embed_kernel, grid_of(table.cols, std::min(kMaxRows, n - first)), kThreads, 0,
-                    stream, table, ids + first, x + first * table.cols);
+                    stream, table, ids + first, drawn, x + first * table.cols);
   }
   SLICELLM_CUDA_CHECK(cudaGetLastError());
 }

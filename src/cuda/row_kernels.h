@@ -53,8 +53,9 @@ struct DeviceTable {
   const float* minimum = nullptr;  // [rows, groups]
 };
 
-// x[n, cols] = table[ids]; ids in device memory. Exactly what `decode` gives.
-void embed_rows(cudaStream_t stream, const DeviceTable& table, const int32_t* ids, int64_t n,
-                float* x);
+// x[n, cols] = table[ids]; ids in device memory. Exactly what `decode` gives. An id of -1 - k
+// stands for drawn[k], in device memory too: 0 where that is negative.
+void embed_rows(cudaStream_t stream, const DeviceTable& table, const int32_t* ids,
+                const int32_t* drawn, int64_t n, float* x);
 
 }  // namespace slicellm::cuda

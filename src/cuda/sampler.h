@@ -25,6 +25,8 @@ class DeviceSampler {
   // in `tokens`, int32 [rows.size()], -1 for invalid logits. `tokens` must not be in use.
   void draw(const float* logits, int32_t vocab, std::span<const SampleRow> rows,
             PinnedBuffer& tokens);
+  // Where the device holds what it drew last, until the next `draw` has passed on the stream.
+  const int32_t* drawn() const { return tokens_.get<int32_t>(); }
 
  private:
   const Stream& stream_;

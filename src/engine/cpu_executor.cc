@@ -34,6 +34,7 @@ class CpuExecutor final : public Executor {
 
   void add_task(const ExecutorTask& task) override { tasks_.add(task); }
   void remove_task(TaskId id) override { tasks_.remove(id); }
+  bool can_chain(TaskId) const override { return true; }
 
   Ticket submit(Batch batch) override {
     check_in_flight(queue_.size());
@@ -43,8 +44,11 @@ class CpuExecutor final : public Executor {
 
   StepResult wait(Ticket ticket) override {
     check_oldest(ticket, next_ticket_, queue_.size());
-    const Batch batch = std::move(queue_.front());
+    Batch batch = std::move(queue_.front());
     queue_.pop_front();
+    for (const BatchSequence& s : batch.sequences) {
+      if (s.chained) batch.tokens[s.begin + s.count - 1] = tasks_.at(s.task).last;
+    }
     return run(batch);
   }
 

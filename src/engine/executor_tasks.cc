@@ -45,6 +45,7 @@ RowResult ExecutorTasks::sample(TaskId id, std::span<const float> logits) {
 void ExecutorTasks::finish(Task& task, RowResult& row) {
   if (row.invalid) return;
   ++task.produced;
+  task.last = row.token;
   if (task.sampling.repetition_penalty != 1) task.note(row.token);
   row.ended = task.true_output_tokens > 0 && task.produced >= task.true_output_tokens;
 }

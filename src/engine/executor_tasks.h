@@ -18,6 +18,9 @@ class ExecutorTasks {
     Sampling sampling;
     int32_t true_output_tokens = 0;
     int32_t produced = 0;
+    int32_t last = 0;  // the token drawn last
+    // Where a device draws: tokens drawn or being drawn, and the last one's place in its step.
+    int32_t started = 0, place = 0;
     // Distinct ids of prompt and output, kept only for a repetition penalty.
     std::vector<int32_t> seen = {};
     std::unordered_set<int32_t> seen_set = {};
@@ -31,6 +34,7 @@ class ExecutorTasks {
   void add(const ExecutorTask& task);
   void remove(TaskId id) { tasks_.erase(id); }
   Task& at(TaskId id);  // throws Error(state) for a task that is not there
+  const Task& at(TaskId id) const { return const_cast<ExecutorTasks*>(this)->at(id); }
 
   // The row of a task whose token was drawn elsewhere; a token below 0 stands for invalid logits.
   RowResult commit(TaskId id, int32_t token);

@@ -7,6 +7,14 @@
 #include "slicellm/error.h"
 
 namespace slicellm {
+
+LoopKind parse_loop(std::string_view text) {
+  if (text == "plain") return LoopKind::plain;
+  if (text == "overlap") return LoopKind::overlap;
+  throw Error(ErrorKind::invalid_argument, "loop", '"' + std::string(text) + '"',
+              "\"plain\" or \"overlap\"");
+}
+
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
@@ -58,7 +66,7 @@ Loop::Loop(std::shared_ptr<Executor> executor, std::unique_ptr<Policy> policy,
 
 View Loop::make_view(double now) const {
   View view;
-  view.now = now;
+  view.now = in_flight_.empty() ? now : std::max(now, in_flight_.back().end);
   view.tasks = table_.views();
   view.live = table_.live();
   view.block_tokens = ledger_.block_tokens();
@@ -132,23 +140,47 @@ void Loop::end_scheduled(std::unique_ptr<TaskState> task, FinishReason reason, s
   ++stats_.finished;
 }
 
-void Loop::finish(int32_t slot, FinishReason reason, std::string error, double now) {
+// The task is the policy's no more; its row tells what has become of it, or is about to.
+void Loop::leave(int32_t slot, FinishReason reason, double now) {
   TaskState& task = table_.state(slot);
-  if (reason == FinishReason::error) ledger_.forget(task.kv);  // it may hold NaN
+  if (task.steps > 0) task.released = task.kv;
   ledger_.release(task.kv);
   table_.sync_kv(slot);
-  if (task.admitted) executor_->remove_task(task.id);
+  table_.retire(slot);
+  table_.view(slot).ended = reason;
+  call_policy([&](Policy& policy) { policy.on({TaskEventKind::finish, slot}, make_view(now)); });
+}
+
+// Ends a task for its caller, and for the policy if it has not left.
+void Loop::finish(int32_t slot, FinishReason reason, std::string error, double now) {
+  TaskState& task = table_.state(slot);
+  TaskView& view = table_.view(slot);
   std::string rest;
   task.text.finish(rest);
   task.handle->add_text(rest);
-  table_.retire(slot);
   recorder_.add(now, task.id,
                 reason == FinishReason::rejected ? EventKind::reject : EventKind::finish,
                 static_cast<int32_t>(reason));
   ended_.push_back({task.handle, reason, std::move(error), now});
+  task.told = true;
   ++stats_.finished;
-  table_.view(slot).ended = reason;
-  call_policy([&](Policy& policy) { policy.on({TaskEventKind::finish, slot}, make_view(now)); });
+  if (reason == FinishReason::error) {  // its KV may hold NaN
+    ledger_.forget(task.kv);
+    ledger_.forget(task.released);
+  }
+  if (view.ended == FinishReason::none) {
+    view.produced = task.produced();
+    view.first_token_time = task.first_token_time;
+    view.last_token_time = task.last_token_time;
+    leave(slot, reason, now);
+  }
+  if (task.steps == 0) clear(slot);
+}
+
+// Frees the slot of a task that has ended for everyone and takes part in no step.
+void Loop::clear(int32_t slot) {
+  const TaskState& task = table_.state(slot);
+  if (task.admitted) executor_->remove_task(task.id);
   table_.clear(slot);
 }
 
@@ -169,12 +201,15 @@ void Loop::cancel_all() {
     finish(table_.live().back(), FinishReason::cancelled, "", clock_->now());
   }
   while (!scheduled_.empty()) cancel(scheduled_.begin()->first.second);
+  while (!in_flight_.empty()) settle();
 }
 
 void Loop::fail(const std::string& sentence) noexcept {
   const double now = clock_->now();
-  for (int32_t slot : table_.live()) {
+  auto end = [&](int32_t slot) {
+    if (table_.view(slot).id < 0) return;  // cleared
     TaskState& task = table_.state(slot);
+    if (std::exchange(task.told, true)) return;
     try {
       ledger_.release(task.kv);
       if (task.admitted) executor_->remove_task(task.id);
@@ -183,7 +218,13 @@ void Loop::fail(const std::string& sentence) noexcept {
     recorder_.add(now, task.id, EventKind::finish, static_cast<int32_t>(FinishReason::error));
     ended_.push_back({task.handle, FinishReason::error, sentence, now});
     ++stats_.finished;
+  };
+  for (int32_t slot : table_.live()) end(slot);
+  for (const Step& step : in_flight_) {  // who has left but not ended
+    for (const Row& row : step.rows) end(row.slot);
+    for (const Leaving& task : step.leaving) end(task.slot);
   }
+  in_flight_.clear();
   table_ = TaskTable();
   while (!scheduled_.empty()) {
     auto node = scheduled_.extract(scheduled_.begin());
@@ -211,18 +252,38 @@ void Loop::count_shared_blocks() {
 double Loop::iterate() {
   const double now = clock_->now();
   take_in(now);
+  double wake = now;
+  const bool submitted = submit_next(now, &wake);
+  // The step that was submitted runs on while the next one is planned, if that one can be lowered
+  // without its tokens.
+  const bool ahead = submitted && options_.loop == LoopKind::overlap && in_flight_.back().can_chain;
+  while (in_flight_.size() > (ahead ? 1 : 0)) settle();
+  return wake;
+}
+
+// Plans and submits a step if there is something to run. Otherwise, if nothing runs, `wake` becomes
+// the time to come back.
+bool Loop::submit_next(double now, double* wake) {
+  const bool idle = in_flight_.empty();
   if (table_.live().empty()) {
+    if (!idle) return false;
     if (std::exchange(dirty_, false)) check_integrity();
-    return next_time();
+    *wake = next_time();
+    return false;
   }
   count_shared_blocks();
   const View view = make_view(now);
   StepPlan plan;
   call_policy([&](Policy& policy) { plan = policy.plan(view); });
+  // What runs nothing can wait until it is certain.
+  if (!idle && !plan.runs()) return false;
   checker_.check(plan, view);
-  if (plan.empty()) return std::min(plan.wake_at, next_time());
-  run(plan, now);
-  return now;
+  if (plan.empty()) {
+    *wake = std::min(plan.wake_at, next_time());
+    return false;
+  }
+  submit(std::move(plan), now);
+  return true;
 }
 
 EngineStats Loop::stats() const {

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <chrono>
+#include <deque>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <queue>
@@ -30,9 +32,14 @@ struct EndedTask {
 };
 
 // The road of a task, one step at a time: arrivals and deadlines become events for the policy, its
-// plan is checked, applied to the KV ledger, lowered to a batch, run and committed. Holds no thread
-// and no lock; used by one thread. Whatever throws (a policy, an executor, a broken plan) passes
-// through `iterate`; then only `fail` may be called.
+// plan is checked, applied to the KV ledger, lowered to a batch and submitted; the result settles
+// the step. A plain loop settles each step before it plans the next. An overlapped one plans a step
+// while the one before runs: that one is `predicted` as soon as it is submitted, and settled later.
+// Holds no thread and no lock; used by one thread. Whatever throws (a policy, an executor, a broken
+// plan) passes through `iterate`; then only `fail` may be called.
+//
+// KV blocks go back to the ledger when the loop decides so, also while a step in flight still uses
+// them: whoever gets them next writes them in a later step, and steps take effect in order.
 class Loop {
  public:
   Loop(std::shared_ptr<Executor> executor, std::unique_ptr<Policy> policy,
@@ -43,8 +50,8 @@ class Loop {
   void cancel(TaskId id);  // unknown ids are ignored
   void cancel_all();
 
-  // Takes in what is due and runs at most one step. Returns when to come back: a time that has
-  // passed = at once, infinity = when there is something new.
+  // Takes in what is due, submits at most one step and settles what need not run on. Returns when
+  // to come back: a time that has passed = at once, infinity = when there is something new.
   double iterate();
   // Ends every task with reason error. Does not call the policy. Never throws.
   void fail(const std::string& sentence) noexcept;
@@ -64,7 +71,26 @@ class Loop {
   struct Row {  // a sequence of the batch and its slot
     int32_t slot = 0;
     int32_t tokens = 0;
-    bool prefill = false;
+    bool prefill = false, sampled = false;
+  };
+  struct Leaving {  // a task that ends with a step
+    int32_t slot;
+    FinishReason reason;
+    std::string error;
+  };
+  // A plan that was applied, until its result has come.
+  struct Step {
+    StepPlan plan;
+    StepOutcome outcome;
+    double expected = 0;                                    // seconds, by the latency model
+    double end = -std::numeric_limits<double>::infinity();  // predicted, then real
+    bool runs = false;                                      // there is a batch, and its ticket
+    bool predicted = false;                                 // the policy has been told what it did
+    bool can_chain = true;                                  // all its sampled rows
+    Ticket ticket = 0;
+    std::vector<Row> rows;
+    std::vector<Leaving> leaving;
+    std::vector<LogEvent> opening;  // events of its start, until that has come
   };
 
   View make_view(double now) const;
@@ -78,18 +104,29 @@ class Loop {
   std::string refusal(const TaskState& task) const;  // why it can never fit, or empty
   void end_scheduled(std::unique_ptr<TaskState> task, FinishReason reason, std::string error,
                      double now);
+  void leave(int32_t slot, FinishReason reason, double now);
   void finish(int32_t slot, FinishReason reason, std::string error, double now);
+  void clear(int32_t slot);
   void count_shared_blocks();
   double next_time();
 
-  void run(const StepPlan& plan, double now);
-  void move_kv(const std::vector<KvAction>& actions, double now, Batch& batch);
-  int32_t reuse_prefix(int32_t slot, int32_t tokens);
-  void add_row(int32_t slot, int32_t tokens, bool prefill, double now, Batch& batch);
+  bool submit_next(double now, double* wake);
+  void submit(StepPlan plan, double now);
+  Batch lower(Step& step);
+  void move_kv(Step& step, Batch& batch);
+  int32_t reuse_prefix(Step& step, int32_t slot, int32_t tokens);
+  void add_row(Step& step, int32_t slot, int32_t tokens, bool prefill, Batch& batch);
   void add_padding(int32_t past, int32_t tokens, bool sample, Batch& batch);
-  StepResult execute(Batch batch, double now);
-  void commit_rows(StepResult& result, double end);
-  FinishReason commit_token(TaskState& task, RowResult& row, double end);
+  void predict(Step& step);
+  void predict_times(Step& step);
+  void advance(const Row& row);
+  void begin(Step& step, double start);
+  void settle();
+  StepResult wait_for(Step& step);
+  void settle_rows(Step& step, StepResult& result);
+  FinishReason settle_token(TaskState& task, RowResult& row, double end);
+  void commit(const Step& step);
+  void record(const Step& step);
 
   std::shared_ptr<Executor> executor_;
   std::unique_ptr<Policy> policy_;
@@ -110,16 +147,8 @@ class Loop {
   bool shares_ = false;  // some block was shared at the last look
   bool dirty_ = false;   // something has lived since the last idle check
 
-  // Of the step in progress; kept to reuse their memory.
-  std::vector<Row> rows_;
-  std::vector<BlockTable> scratch_;  // KV of padding, while the step runs
-  struct Leaving {
-    int32_t slot;
-    FinishReason reason;
-    std::string error;
-  };
-  std::vector<Leaving> leaving_;
-  StepOutcome outcome_;
+  std::deque<Step> in_flight_;       // oldest first
+  std::vector<BlockTable> scratch_;  // KV of padding, while the step is lowered
 
   Watch::time_point mark_ = Watch::now();  // where the overhead of the next step begins
   double policy_seconds_ = 0, executor_seconds_ = 0;

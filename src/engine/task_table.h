@@ -1,5 +1,6 @@
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -36,13 +37,20 @@ struct TaskState {
   const int32_t class_id;
   const double arrival;
   const int32_t prompt_len;
-  std::vector<int32_t> tokens;  // prompt, then output
+  std::vector<int32_t> tokens;  // prompt, then output as far as it is known
   BlockTable kv;
+  double first_token_time = std::numeric_limits<double>::quiet_NaN();
+  double last_token_time = std::numeric_limits<double>::quiet_NaN();
+  int32_t predicted = 0;     // tokens that its row counts and steps in flight have yet to yield
+  int32_t steps = 0;         // in flight that it takes part in
+  bool told = false;         // its caller knows that it has ended
+  BlockTable released;       // what it held when it left with a step in flight
   bool admitted = false;     // the executor knows it
   bool interrupted = false;  // dropped or swapped out since it last ran
   std::shared_ptr<TaskResultBox> handle;
   TextAssembler text;
 
+  int32_t produced() const { return static_cast<int32_t>(tokens.size()) - prompt_len; }
   // The time after which it ends, where it asked for that.
   std::optional<double> ends_at() const {
     if (!spec.stop_at_deadline) return std::nullopt;

@@ -80,6 +80,7 @@ class SimExecutor final : public Executor {
     left_.emplace(task.id, task.true_output_tokens);
   }
   void remove_task(TaskId id) override { left_.erase(id); }
+  bool can_chain(TaskId) const override { return true; }
 
   Ticket submit(Batch batch) override {
     StepResult result;
