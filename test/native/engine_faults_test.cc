@@ -87,33 +87,39 @@ void expect_death(Rig& rig, const std::string& sentence) {
   rig.engine->close();
 }
 
-void test_faults() {
+void test_faults(LoopKind loop) {
+  EngineOptions options;
+  options.loop = loop;
   {
-    Rig rig([](const View& view) -> StepPlan {
-      if (view.now > 0.05) throw std::runtime_error("the policy's own words");
-      return run_all(view);
-    });
+    Rig rig(
+        [](const View& view) -> StepPlan {
+          if (view.now > 0.05) throw std::runtime_error("the policy's own words");
+          return run_all(view);
+        },
+        options);
     expect_death(rig, "the policy's own words");
   }
   {
-    Rig rig;
+    Rig rig(run_all, options);
     rig.executor->fail_at = 3;
     expect_death(rig, "toy memory: got none, expected some");
   }
   {
-    Rig rig([](const View& view) {
-      StepPlan plan = run_all(view);
-      plan.decode.push_back(77);
-      return plan;
-    });
+    Rig rig(
+        [](const View& view) {
+          StepPlan plan = run_all(view);
+          plan.decode.push_back(77);
+          return plan;
+        },
+        options);
     expect_death(rig, "slot 77");
   }
   {
-    Rig rig([](const View&) { return StepPlan(); });  // would wait for ever
+    Rig rig([](const View&) { return StepPlan(); }, options);  // would wait for ever
     expect_death(rig, "wake_at");
   }
   {  // broken logits end their task only
-    Rig rig;
+    Rig rig(run_all, options);
     rig.executor->invalid_token = test::toy_output({5, 6}, 3)[2];
     auto broken = rig.engine->submit(make_task({5, 6}, 9));
     auto sound = rig.engine->submit(make_task({1, 2}, 9));
@@ -168,7 +174,8 @@ void test_border() {
 
 int main() {
   test_cancel();
-  test_faults();
+  test_faults(LoopKind::plain);
+  test_faults(LoopKind::overlap);
   test_close();
   test_border();
   return test::check_result();

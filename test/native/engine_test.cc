@@ -54,9 +54,68 @@ void test_two_tasks() {
   CHECK(rig.engine->latency_json().find("\"table\"") != std::string::npos);
 }
 
-void test_reasons() {
+// The same tasks overlapped. The second step is planned at 0 ms, before the second task is there,
+// which therefore joins the third, at 24 ms; and the first task leaves the policy as soon as the
+// step that gives its last token is submitted.
+void test_two_tasks_overlapped() {
+  EngineOptions options;
+  options.loop = LoopKind::overlap;
+  Rig rig(run_all, options);
+  auto handles = rig.engine->submit_all({make_task({1, 2, 3}, 2), make_task({4, 5}, 2, 0.005)});
+  CHECK(rig.engine->wait_idle(10));
+  CHECK(rig.events() ==
+        "0 1 arrive 0\n0 1 admit 0\n13 1 prefill 3\n13 1 token 0\n5 2 arrive 0\n24 1 token 0\n"
+        "24 2 admit 0\n24 1 finish 2\n36 2 prefill 2\n36 2 token 0\n47 2 token 0\n"
+        "47 2 finish 2\n");
+  CHECK(ids(handles[0]->wait(0)) == test::toy_output({1, 2, 3}, 2));
+  CHECK(ids(handles[1]->wait(0)) == test::toy_output({4, 5}, 2));
+  const std::vector<std::string> expected = {"arrive 1 none",   "commit 1",       "commit 1",
+                                             "finish 1 length", "arrive 2 none",  "commit 1",
+                                             "commit 1",        "finish 2 length"};
+  CHECK(rig.policy->log == expected);
+}
+
+// A stop id is known only when its step has settled: the step ahead has a row for nobody, whose
+// token is dropped, and what the policy was shown is put right.
+void test_a_task_that_ended_runs_once_more() {
+  EngineOptions options;
+  options.loop = LoopKind::overlap;
+  std::vector<double> now;
+  std::vector<int32_t> produced;
+  Rig rig(
+      [&](const View& view) {
+        const TaskView& task = view.tasks[view.live.front()];
+        now.push_back(view.now);
+        produced.push_back(task.produced);
+        CHECK(task.produced == 0 || std::abs(task.last_token_time - view.now) < 1e-9);
+        return run_all(view);
+      },
+      options);
+  TaskSpec task = make_task({7, 9}, 6);
+  task.stop_ids = {test::toy_output({7, 9}, 2)[1]};
+  const TaskResult r = rig.engine->submit(task)->wait(10);
+  CHECK(rig.engine->wait_idle(10));
+  rig.engine->check_integrity();
+  CHECK(r.reason == FinishReason::stop && ids(r) == test::toy_output({7, 9}, 2));
+  CHECK(std::abs(r.finish_time - 0.023) < 1e-6);  // 12 ms and 11 ms
+  // Steps 1 and 2 give the tokens, step 3 nothing. Plans see the predicted end of the step before:
+  // 12 ms of the prompt, 10 ms of a decode step, which is one too few.
+  CHECK((produced == std::vector<int32_t>{0, 1, 2}));
+  CHECK(now.size() == 3 && now[0] == 0 && std::abs(now[1] - 0.012) < 1e-9 &&
+        std::abs(now[2] - 0.022) < 1e-6);
+  const std::vector<std::string> expected = {"arrive 1 none", "commit 1", "commit 1", "commit 1",
+                                             "finish 1 stop"};
+  CHECK(rig.policy->log == expected);
+  const std::vector<StepRecord> steps = rig.engine->drain_steps();
+  CHECK(steps.size() == 3 && steps[2].decode_rows == 1);
+  CHECK(std::abs(steps[2].start - 0.023) < 1e-6 && std::abs(steps[1].predicted - 0.010) < 1e-9);
+  CHECK(rig.executor->known_tasks() == 0);
+}
+
+void test_reasons(LoopKind loop) {
   const std::vector<int32_t> output = test::toy_output({7, 9}, 6);
   EngineOptions options;
+  options.loop = loop;
   options.eos_ids = {output[2]};
   options.vocab = test::kToyVocab;
   for (int32_t id = 0; id < test::kToyVocab; ++id) {
@@ -100,9 +159,11 @@ void test_reasons() {
   rig.engine->check_integrity();
 }
 
-void test_deadline() {
+void test_deadline(LoopKind loop) {
+  EngineOptions options;
+  options.loop = loop;
   // While running: two tokens fit, the third would come at 13 + 11 + 11 = 35 ms.
-  Rig rig;
+  Rig rig(run_all, options);
   TaskSpec task = make_task({1, 2, 3}, 10);
   task.slo.deadline = 0.03;
   TaskResult r = rig.engine->submit(task)->wait(10);
@@ -115,11 +176,13 @@ void test_deadline() {
   CHECK(std::abs(r.finish_time - start - 0.035) < 1e-6);
 
   // While waiting: the policy lets it sleep beyond its deadline.
-  Rig idle([](const View& view) {
-    StepPlan plan;
-    plan.wake_at = view.now + 100;
-    return plan;
-  });
+  Rig idle(
+      [](const View& view) {
+        StepPlan plan;
+        plan.wake_at = view.now + 100;
+        return plan;
+      },
+      options);
   r = idle.engine->submit(task)->wait(10);
   CHECK(r.reason == FinishReason::deadline && r.tokens.empty());
   CHECK(std::abs(r.finish_time - r.arrival - 0.03) < 1e-6);
@@ -326,8 +389,12 @@ void test_padding() {
 int main() {
   test_two_tasks();
   test_padding();
-  test_reasons();
-  test_deadline();
+  for (LoopKind loop : {LoopKind::plain, LoopKind::overlap}) {
+    test_reasons(loop);
+    test_deadline(loop);
+  }
+  test_two_tasks_overlapped();
+  test_a_task_that_ended_runs_once_more();
   test_rejected();
   test_preemption();
   test_endings_of_the_policy();

@@ -1,5 +1,5 @@
-// 10,000 random tasks under random schedules: every task's tokens are those of its run alone, no KV
-// block and no executor task is left behind.
+// 10,000 random tasks under random schedules, half of them by an overlapped loop: every task's
+// tokens are those of its run alone, no KV block and no executor task is left behind.
 #include <cstdlib>
 #include <random>
 
@@ -16,7 +16,7 @@ struct Expected {
   bool may_be_cancelled = false;
 };
 
-void run(uint64_t seed, int count, bool divisible) {
+void run(uint64_t seed, int count, bool divisible, LoopKind loop) {
   std::mt19937_64 rng(seed);
   auto pick = [&rng](int low, int high) {
     return low + static_cast<int>(rng() % static_cast<uint64_t>(high - low + 1));
@@ -27,6 +27,7 @@ void run(uint64_t seed, int count, bool divisible) {
   options.max_rows = pick(1, 16);
   options.max_step_tokens = std::max(pick(8, 64), options.max_rows);
   options.prefill_divisible = divisible;
+  options.loop = loop;
   options.vocab = test::kToyVocab;
   auto engine = Engine::make(executor, std::make_unique<test::RandomPolicy>(seed, 0.3, 0.03),
                              test::toy_latency(), clock, options);
@@ -101,6 +102,8 @@ void run(uint64_t seed, int count, bool divisible) {
 
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 50;
-  for (int round = 0; round < rounds; ++round) run(round, 200, round % 3 != 0);
+  for (int round = 0; round < rounds; ++round) {
+    run(round, 200, round % 3 != 0, round % 2 == 0 ? LoopKind::plain : LoopKind::overlap);
+  }
   return test::check_result();
 }

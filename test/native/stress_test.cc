@@ -90,9 +90,10 @@ void client(Engine& engine, int number, int tasks, Counts& counts) {
   }
 }
 
-void run(uint64_t seed, int threads, int tasks) {
+void run(uint64_t seed, LoopKind loop, int threads, int tasks) {
   auto executor = std::make_shared<test::ToyExecutor>(80, 40, 4);
   EngineOptions options;
+  options.loop = loop;
   options.max_rows = 16;
   options.max_step_tokens = 64;
   auto engine = Engine::make(executor, std::make_unique<test::RandomPolicy>(seed, 0.2, 0.02),
@@ -131,11 +132,13 @@ void run(uint64_t seed, int threads, int tasks) {
 }
 
 // Clients that are still at it when the engine is closed, or dies: all of them get an answer.
-void run_to_an_end(uint64_t seed, bool dies) {
+void run_to_an_end(uint64_t seed, LoopKind loop, bool dies) {
   auto executor = std::make_shared<test::ToyExecutor>(80, 40, 4);
   if (dies) executor->fail_at = 200;
+  EngineOptions options;
+  options.loop = loop;
   auto engine = Engine::make(executor, std::make_unique<test::RandomPolicy>(seed),
-                             test::toy_latency(), make_steady_clock(), {});
+                             test::toy_latency(), make_steady_clock(), options);
   std::atomic<int> answered{0}, submitted{0};
   std::vector<std::thread> clients;
   for (int i = 0; i < 4; ++i) {
@@ -166,9 +169,12 @@ void run_to_an_end(uint64_t seed, bool dies) {
 
 int main(int argc, char** argv) {
   const int tasks = argc > 1 ? std::atoi(argv[1]) : 250;  // of each of 8 threads
-  run(1, 8, tasks);
-  run(2, 3, tasks);
-  run_to_an_end(3, false);
-  run_to_an_end(4, true);
+  run(1, LoopKind::plain, 8, tasks);
+  run(2, LoopKind::plain, 3, tasks);
+  run(5, LoopKind::overlap, 8, tasks);
+  for (LoopKind loop : {LoopKind::plain, LoopKind::overlap}) {
+    run_to_an_end(3, loop, false);
+    run_to_an_end(4, loop, true);
+  }
   return test::check_result();
 }

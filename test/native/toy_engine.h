@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <deque>
 #include <map>
 #include <memory>
 #include <random>
@@ -63,7 +64,7 @@ class ToyExecutor : public Executor {
   int32_t num_host_blocks() const override { return host_blocks_; }
 
   void add_task(const ExecutorTask& task) override {
-    if (!tasks_.emplace(task.id, std::make_pair(0, task.true_output_tokens)).second) {
+    if (!tasks_.emplace(task.id, Task{.true_length = task.true_output_tokens}).second) {
       throw Error(ErrorKind::state, "toy task", std::to_string(task.id), "a new one");
     }
   }
@@ -73,15 +74,19 @@ class ToyExecutor : public Executor {
     }
   }
   size_t known_tasks() const { return tasks_.size(); }
+  bool can_chain(TaskId id) const override { return id % 8 != 0; }
 
   Ticket submit(Batch batch) override {
-    batch_ = std::move(batch);
+    if (batches_.size() == 2) throw Error(ErrorKind::state, "toy step", "a third one", "two");
+    batches_.push_back(std::move(batch));
     return ++ticket_;
   }
 
   StepResult wait(Ticket) override {
+    Batch batch = std::move(batches_.front());
+    batches_.pop_front();
     const size_t width = static_cast<size_t>(layout_.block_tokens);
-    for (const KvCopy& c : batch_.copies) {
+    for (const KvCopy& c : batch.copies) {
       auto device = device_.begin() + static_cast<std::ptrdiff_t>(c.device_block * width);
       auto host = host_.begin() + static_cast<std::ptrdiff_t>(c.host_block * width);
       if (c.to_host) {
@@ -93,31 +98,40 @@ class ToyExecutor : public Executor {
       }
     }
     StepResult result;
-    for (const BatchSequence& s : batch_.sequences) {
+    for (const BatchSequence& s : batch.sequences) {
+      if (s.chained) {
+        const Task& task = tasks_.at(s.task);
+        if (task.last_step != steps_ || !can_chain(s.task)) {
+          throw Error(ErrorKind::state, "toy chain", "no token of the step before", "one");
+        }
+        batch.tokens.at(static_cast<size_t>(s.begin + s.count - 1)) = task.last_token;
+      }
       auto slot = [&](int32_t position) -> uint64_t& {
         return device_.at(static_cast<size_t>(s.blocks.at(static_cast<size_t>(position) / width)) *
                               width +
                           static_cast<size_t>(position) % width);
       };
       for (int32_t i = 0; i < s.count; ++i) {
-        slot(s.past + i) = toy_kv(batch_.tokens.at(static_cast<size_t>(s.begin + i)), s.past + i);
+        slot(s.past + i) = toy_kv(batch.tokens.at(static_cast<size_t>(s.begin + i)), s.past + i);
       }
       if (!s.sample || s.task == kNoTask) continue;
-      auto& [produced, true_length] = tasks_.at(s.task);
+      Task& task = tasks_.at(s.task);
       uint64_t sum = 0;
       for (int32_t p = 0; p < s.past + s.count; ++p) sum += slot(p);
       RowResult row;
       row.task = s.task;
       row.token = toy_token(sum);
       row.invalid = invalid_token >= 0 && row.token == invalid_token;
-      row.ended = true_length > 0 && ++produced == true_length;
+      row.ended = task.true_length > 0 && ++task.produced == task.true_length;
+      task.last_token = row.token;
+      task.last_step = steps_ + 1;
       result.rows.push_back(row);
     }
-    if (fail_at > 0 && ++steps_ == fail_at) {
+    if (++steps_ == fail_at) {
       throw Error(ErrorKind::resource, "toy memory", "none", "some");
     }
     result.duration =
-        step_seconds + token_seconds * static_cast<double>(batch_.tokens.size()) + 1e-9;
+        step_seconds + token_seconds * static_cast<double>(batch.tokens.size()) + 1e-9;
     return result;
   }
 
@@ -126,11 +140,17 @@ class ToyExecutor : public Executor {
   int32_t invalid_token = -1;  // what counts as broken logits
 
  private:
+  struct Task {
+    int32_t produced = 0, true_length = 0;
+    int32_t last_token = 0;
+    int64_t last_step = -1;  // that drew it
+  };
+
   KvLayout layout_;
   std::vector<uint64_t> device_, host_;
   int32_t blocks_, host_blocks_;
-  std::map<TaskId, std::pair<int32_t, int32_t>> tasks_;  // produced, true length
-  Batch batch_;
+  std::map<TaskId, Task> tasks_;
+  std::deque<Batch> batches_;  // in flight
   Ticket ticket_ = 0;
   int64_t steps_ = 0;
 };
