@@ -2,7 +2,7 @@
 
 #include <pthread.h>
 #include <sched.h>
-#include <sys/resource.h>
+#include <time.h>
 
 #include <chrono>
 #include <string>
@@ -52,6 +52,12 @@ void keep_on(const std::vector<int>& cpus, std::thread& thread) {
   for (int cpu : cpus) CPU_SET(cpu, &set);
   const int error = pthread_setaffinity_np(thread.native_handle(), sizeof(set), &set);
   if (error != 0) throw std::system_error(error, std::generic_category());
+}
+
+std::chrono::nanoseconds thread_cpu_time() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
 }
 
 }  // namespace
@@ -113,6 +119,7 @@ void ThreadPool::stop() {
 
 void ThreadPool::run(const Job& job) {
   const auto start = Clock::now();
+  const auto used = long_jobs_ ? thread_cpu_time() : Clock::duration{0};
   if (resting_ > 0) end_rests(start);
   job_ = job;
   // Sequentially consistent with sleepers_: either the caller sees a member that goes to sleep and
@@ -123,11 +130,16 @@ void ThreadPool::run(const Job& job) {
     wake_members_.notify_all();
   }
   const int64_t chunks = do_chunks(0, ticket);
+  // Whether another program had the caller's core for a good part of the job; what the system
+  // itself does now and then takes less.
+  const auto took = Clock::now() - start;
+  const bool lost = long_jobs_ && took > kShortestRest && thread_cpu_time() - used < took * 3 / 4;
+  long_jobs_ = took > kShortestRest;
   // Sequentially consistent with Member::inside: either a member sees that the job is over, or the
   // caller sees it inside.
   ticket_.fetch_add(1);
   wait_for_members(start, chunks);
-  if (lost_core(start)) {  // the other program may have that of a member instead
+  if (lost) {  // the other program may have that of a member instead
     int last = threads_ - 1;
     while (last > 0 && members_[last].resting.load()) --last;
     if (last > 0) rest(members_[last]);
@@ -167,14 +179,6 @@ void ThreadPool::rest(Member& member) {
   member.rest_end = now + member.rest;
   member.resting.store(true);
   ++resting_;
-}
-
-// Whether another program got the caller's core amid a job that began at `start`.
-bool ThreadPool::lost_core(Clock::time_point start) {
-  if (Clock::now() - start < kShortestRest) return false;
-  rusage usage{};
-  getrusage(RUSAGE_THREAD, &usage);
-  return std::exchange(switches_, usage.ru_nivcsw) < usage.ru_nivcsw;
 }
 
 void ThreadPool::end_rests(Clock::time_point now) {

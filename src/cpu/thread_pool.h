@@ -86,7 +86,6 @@ class ThreadPool {
   void wait_for_job(Member& self, uint64_t seen);
   void wait_for_members(Clock::time_point start, int64_t chunks);
   void rest(Member& member);
-  bool lost_core(Clock::time_point start);
   void end_rests(Clock::time_point now);
   void stop();
 
@@ -95,7 +94,7 @@ class ThreadPool {
   int threads_ = 0;
   std::unique_ptr<Member[]> members_;  // [threads]
   int resting_ = 0;                    // members; this and the next are the caller's
-  long switches_ = 0;                  // that the system forced on the caller so far
+  bool long_jobs_ = false;             // the last one was worth the time of asking for CPU time
 
   // Written by the caller before `ticket_` becomes odd, read by members who are inside and saw
   // that.
