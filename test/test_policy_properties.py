@@ -123,16 +123,18 @@ def test_every_task_ends(text: str, divisible: bool, happenings: list, machine: 
     replay(text, recorder.record)
 
 
-def test_boosted_classes_do_not_drop_each_other_s_prompts_for_ever() -> None:
-    """Two tasks of two classes, whose prompts take longer than boost_after and do not both fit."""
+@pytest.mark.parametrize("tokens", [(16, 24), (21, 24)])
+def test_boosted_classes_do_not_drop_each_other_s_prompts_for_ever(tokens: tuple[int, int]) -> None:
+    """Two tasks of two classes, whose prompts take longer than boost_after and do not both fit;
+    then too when what has been produced is computed again, up to a last chunk of one token."""
     machine = {"total_blocks": 7, "total_host_blocks": 0, "max_rows": 1, "max_step_tokens": 10}
     policy = make_policy("slice:boost_after_ms=100,age_after_ms=300")
     table = SyntheticTable(policy, latency_from_table([14, 27, 38, 50]), **machine)
-    for class_id, prompt, tokens in ((0, 51, 16), (1, 28, 24)):
+    for class_id, prompt in ((0, 51), (1, 28)):
         table.add(
             prompt_len=prompt,
-            max_tokens=tokens,
-            output_len=tokens,
+            max_tokens=tokens[class_id],
+            output_len=tokens[class_id],
             utility=1.0 - class_id,
             class_id=class_id,
             prefill_divisible=True,

@@ -39,6 +39,7 @@ struct Task {
   int32_t rate = 1;          // v: tokens a cycle
   int32_t class_id = 0;
   double last_served = 0;  // end of its last step, or its arrival
+  bool begun = false;      // has prefilled since its last token
 };
 
 struct Selection {
@@ -227,10 +228,10 @@ Selection Slice::select(const View& view) const {
 
 bool Slice::must_rebuild(const View& view) const {
   if (built_at_ != events_) return true;
-  // A boost waits for prompts that have begun: classes overdue in turn would otherwise drop each
-  // other's half-made prompts for ever.
+  // A boost waits for the next token of prompts that have begun: classes overdue in turn would
+  // otherwise drop each other's half-made prompts for ever.
   const bool begun = std::any_of(current_.slots.begin(), current_.slots.end(), [&](int32_t slot) {
-    return view.tasks[slot].cached > 0 && !view.tasks[slot].ready_to_decode();
+    return view.tasks[slot].cached > 0 && tasks_[slot].begun;
   });
   for (int32_t class_id : begun ? std::vector<int32_t>() : overdue_classes(view)) {
     const auto& known = current_.boosted_classes;
@@ -296,7 +297,7 @@ StepPlan Slice::plan(const View& view) {
   return step.take();
 }
 
-void Slice::commit(const StepPlan& plan, const StepOutcome&, const View& view) {
+void Slice::commit(const StepPlan& plan, const StepOutcome& outcome, const View& view) {
   if (rebuilt_) {
     std::swap(current_, next_);
     built_at_ = planned_at_;
@@ -312,7 +313,11 @@ void Slice::commit(const StepPlan& plan, const StepOutcome&, const View& view) {
     if (state != classes_.end()) state->second.unserved_since = view.now;
   };
   for (int32_t slot : plan.decode) served(slot);
-  for (const PrefillChunk& chunk : plan.prefill) served(chunk.slot);
+  for (const PrefillChunk& chunk : plan.prefill) {
+    served(chunk.slot);
+    tasks_[chunk.slot].begun = true;
+  }
+  for (int32_t slot : outcome.token_slots) tasks_[slot].begun = false;
 }
 
 std::string Slice::inspect() const {
