@@ -23,6 +23,8 @@ constexpr int kChunkBits = 8;   // of Member::taken
 constexpr auto kShortestRest = std::chrono::milliseconds(1);
 constexpr auto kLongestRest = std::chrono::milliseconds(128);
 constexpr auto kSoon = std::chrono::milliseconds(100);
+constexpr auto kSample =
+    std::chrono::milliseconds(1);  // between two samples of the caller's CPU time
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -119,7 +121,10 @@ void ThreadPool::stop() {
 
 void ThreadPool::run(const Job& job) {
   const auto start = Clock::now();
-  const auto used = long_jobs_ ? thread_cpu_time() : Clock::duration{0};
+  if (start - sampled_ > kSample) {
+    sampled_ = start;
+    cpu_time_ = thread_cpu_time();
+  }
   if (resting_ > 0) end_rests(start);
   job_ = job;
   // Sequentially consistent with sleepers_: either the caller sees a member that goes to sleep and
@@ -130,11 +135,7 @@ void ThreadPool::run(const Job& job) {
     wake_members_.notify_all();
   }
   const int64_t chunks = do_chunks(0, ticket);
-  // Whether another program had the caller's core for a good part of the job; what the system
-  // itself does now and then takes less.
-  const auto took = Clock::now() - start;
-  const bool lost = long_jobs_ && took > kShortestRest && thread_cpu_time() - used < took * 3 / 4;
-  long_jobs_ = took > kShortestRest;
+  const bool lost = lost_core(start);
   // Sequentially consistent with Member::inside: either a member sees that the job is over, or the
   // caller sees it inside.
   ticket_.fetch_add(1);
@@ -179,6 +180,15 @@ void ThreadPool::rest(Member& member) {
   member.rest_end = now + member.rest;
   member.resting.store(true);
   ++resting_;
+}
+
+// Whether another program had the caller's core for a good part of the job that began at `start`;
+// what the system itself does now and then takes less.
+bool ThreadPool::lost_core(Clock::time_point start) const {
+  const auto now = Clock::now();
+  if (now - start < kShortestRest) return false;
+  const auto away = (now - sampled_) - (thread_cpu_time() - cpu_time_);
+  return away > kSample + (now - start) / 4;  // it may have waited before the job
 }
 
 void ThreadPool::end_rests(Clock::time_point now) {

@@ -86,6 +86,7 @@ class ThreadPool {
   void wait_for_job(Member& self, uint64_t seen);
   void wait_for_members(Clock::time_point start, int64_t chunks);
   void rest(Member& member);
+  bool lost_core(Clock::time_point start) const;
   void end_rests(Clock::time_point now);
   void stop();
 
@@ -93,8 +94,11 @@ class ThreadPool {
 
   int threads_ = 0;
   std::unique_ptr<Member[]> members_;  // [threads]
-  int resting_ = 0;                    // members; this and the next are the caller's
-  bool long_jobs_ = false;             // the last one was worth the time of asking for CPU time
+
+  // The caller's.
+  int resting_ = 0;                       // members
+  Clock::time_point sampled_;             // when its own CPU time was read
+  std::chrono::nanoseconds cpu_time_{0};  // what it was then
 
   // Written by the caller before `ticket_` becomes odd, read by members who are inside and saw
   // that.
