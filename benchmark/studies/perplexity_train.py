@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains a small llama on the documentation strings of Python's standard library, with PyTorch.
 
-A tool of `perplexity.py` and `prompt_lookup.py`, which run it where their model is not there yet;
+A tool of `perplexity.py`, which runs it where its model is not there yet;
 it needs torch, transformers and sentencepiece, and nothing of slicellm:
 
     python benchmark/studies/perplexity_train.py FOLDER
