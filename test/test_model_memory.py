@@ -1,4 +1,4 @@
-"""What a loaded model leaves in memory: its packed weights, and not the file that they came from."""
+"""What a loaded model leaves in memory: packed weights, and not the file that they came from."""
 
 from __future__ import annotations
 

@@ -54,6 +54,9 @@ class ModelFile {
   virtual ModelFileKind kind() const = 0;
   virtual const std::string& path() const = 0;
   virtual int version() const = 0;  // .flm version id (0, 1, 2); 2 for directories
+  // Sizes, times of change and a checksum of samples of the files: differs where a file was
+  // replaced or rewritten, without reading all of it.
+  virtual std::string identity() const = 0;
   virtual const Config& config() const = 0;
   virtual const Vocab& vocab() const = 0;
   virtual std::vector<std::string> names() const = 0;  // file order

@@ -38,14 +38,25 @@ struct ModelOptions {
   bool dtype_auto = true;  // keep the file's dtypes (float16 for Hugging Face input)
   ActivationType activation = ActivationType::automatic;
   DType kv_dtype = DType::float16;
+  // Packed weights are read from a file beside the model, "<model>.<instruction set>.pack", where
+  // it fits model, options, layout and instruction set, and else written there. CPUs only.
+  bool pack_cache = false;
   Progress progress;
+};
+
+// What became of ModelOptions::pack_cache.
+struct PackCacheResult {
+  enum class State { off, read, written, failed };  // failed: could not be written
+  State state = State::off;
+  std::string error;  // of a failure: one sentence
 };
 
 // Packed weights of one model on one device. Immutable after load, shared by engines; `forward`
 // uses a workspace, so one thread at a time.
 class Model {
  public:
-  // Throws Error(io | format | unsupported | resource).
+  // Throws Error(io | format | unsupported | resource). A pack cache that cannot be used or written
+  // is no error, see pack_cache().
   static std::shared_ptr<Model> load(const std::string& path, std::shared_ptr<Device> device,
                                      const ModelOptions& options);
   static std::shared_ptr<Model> load(std::shared_ptr<const ModelFile> file,
@@ -59,6 +70,7 @@ class Model {
   virtual size_t weight_bytes() const = 0;
   // About what a step of `tokens` tokens and `rows` rows of logits takes beside weights and KV.
   virtual size_t step_bytes(int64_t tokens, int64_t rows) const = 0;
+  virtual const PackCacheResult& pack_cache() const = 0;
   virtual std::string fingerprint() const = 0;  // model, dtypes, threads, CPU: keys calibrations
 
   // One step. Writes logits[rows.size(), vocab], in device memory, for the given flat token

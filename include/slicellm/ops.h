@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -29,13 +31,20 @@ enum class ActivationType {
 };
 ActivationType parse_activation_type(std::string_view text);  // "auto", "float32", "int8"
 
+// A packed linear as a file keeps it (src/model/pack_cache.h).
+struct PackedImage {
+  std::string about;                  // all that Device::restore needs besides the panels
+  std::span<const std::byte> panels;  // as they lie in memory
+};
+
 // A linear layer in a device's own layout: y[n, out] = x[n, in] * W^T + bias.
 class PackedLinear {
  public:
   virtual ~PackedLinear() = default;
   virtual int64_t in_features() const = 0;
   virtual int64_t out_features() const = 0;
-  virtual size_t bytes() const = 0;  // bytes read per use (weights + scales)
+  virtual size_t bytes() const = 0;                 // bytes read per use (weights + scales)
+  virtual PackedImage image() const { return {}; }  // where Device::packed_form() is not empty
 };
 
 // Rows of an embedding table, read in place from the model file's mapping or from device memory.
@@ -125,6 +134,14 @@ class Device {
   virtual std::unique_ptr<PackedLinear> pack(std::span<const Weight> matrices,
                                              std::span<const std::vector<float>> biases,
                                              ActivationType activation, bool gated) = 0;
+  // Names layout, its version and instruction set of what pack() makes; empty where a device cannot
+  // restore it.
+  virtual std::string packed_form() const { return {}; }
+  // Makes a packed linear from its image again; `gated` as it was packed, `read` fills the panels
+  // and throws if it cannot. Throws Error(format) for an image that is not of this device's form.
+  using ReadPanels = std::function<void(std::span<std::byte>)>;
+  virtual std::unique_ptr<PackedLinear> restore(const std::string& about, size_t panel_bytes,
+                                                bool gated, const ReadPanels& read);
   virtual std::unique_ptr<PackedNorm> pack_norm(const NormWeights& norm) = 0;
   virtual std::unique_ptr<PackedRope> pack_rope(std::shared_ptr<const RopeTable> table) = 0;
   virtual std::unique_ptr<EmbeddingTable> embedding(const Weight& table) = 0;

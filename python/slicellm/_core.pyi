@@ -105,6 +105,7 @@ class Model:
         activation: str = "auto",
         kv_cache_dtype: str = "float16",
         isa: str = "",
+        pack_cache: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Model: ...
     @property
@@ -117,6 +118,8 @@ class Model:
     def device(self) -> str: ...  # description of the device
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def pack_cache(self) -> tuple[str, str]: ...  # off, read, written or failed, and why
     @property
     def weight_bytes(self) -> int: ...
     @property

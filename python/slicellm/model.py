@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,9 @@ class Model:
         activation: how quantised weights meet activations on a CPU: "auto", "float32" or "int8".
             On a GPU they are decoded and meet 16-bit ones.
         kv_cache_dtype: "float16"; on a CPU also "float32", on a GPU also "int8".
+        pack_cache: read packed weights from a file beside the model ("<model>.<instruction
+            set>.pack") where it fits, and write it otherwise, so that the next start is quick. CPUs
+            only. A warning tells when it cannot be written.
         tokenizer: directory with tokenizer files, if not beside or inside the model.
         chat_template: file with a jinja2 chat template, if not the model's own.
         progress: called with (bytes done, bytes in all) while loading.
@@ -55,6 +59,7 @@ class Model:
         *,
         activation: str = "auto",
         kv_cache_dtype: str = "float16",
+        pack_cache: bool = False,
         tokenizer: str | os.PathLike[str] | None = None,
         chat_template: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
@@ -67,8 +72,12 @@ class Model:
             threads=check_threads(threads),
             activation=_check_text(activation, "activation"),
             kv_cache_dtype=_check_text(kv_cache_dtype, "kv_cache_dtype"),
+            pack_cache=_check_switch(pack_cache, "pack_cache"),
             progress=progress,
         )
+        state, error = self.core.pack_cache
+        if state == "failed":
+            warnings.warn(f"packed weights are not kept: {error}", RuntimeWarning, stacklevel=2)
         self.spec: dict[str, Any] = self.core.spec
         self.kv_cache_dtype = "float16" if kv_cache_dtype == "auto" else kv_cache_dtype
         self._tokenizer_directory = os.fspath(tokenizer) if tokenizer is not None else None
@@ -92,6 +101,11 @@ class Model:
     def fingerprint(self) -> str:
         """Text that tells model, dtypes, threads and CPU apart: the key of calibrations."""
         return self.core.fingerprint
+
+    @property
+    def pack_cache(self) -> str:
+        """What became of the pack cache: "off", "read", "written" or "failed"."""
+        return self.core.pack_cache[0]
 
     @property
     def weight_bytes(self) -> int:
@@ -226,4 +240,10 @@ def check_threads(threads: Any) -> int:
 def _check_text(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise make_error(InvalidArgument, field, show(value), "a name")
+    return value
+
+
+def _check_switch(value: Any, field: str) -> bool:
+    if not isinstance(value, bool):
+        raise make_error(InvalidArgument, field, show(value), "True or False")
     return value

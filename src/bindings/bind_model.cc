@@ -62,13 +62,14 @@ py::dict spec_dict(const ModelSpec& s) {
 std::shared_ptr<Model> load(const std::string& path, const std::string& dtype,
                             const std::string& device, int threads, const std::string& activation,
                             const std::string& kv_cache_dtype, const std::string& isa,
-                            const std::optional<ProgressCallback>& progress) {
+                            bool pack_cache, const std::optional<ProgressCallback>& progress) {
   ModelOptions options;
   options.dtype_auto = dtype == "auto";
   if (!options.dtype_auto) options.dtype = parse_dtype(dtype);
   options.activation = parse_activation_type(activation);
   options.kv_dtype = kv_cache_dtype == "auto" ? DType::float16
                                               : parse_dtype(kv_cache_dtype, "kv_cache_dtype").type;
+  options.pack_cache = pack_cache;
   if (progress) {
     options.progress = [&progress](uint64_t done, uint64_t total) {
       py::gil_scoped_acquire gil;
@@ -174,7 +175,7 @@ void bind_model(py::module_& m) {
       .def_static("load", &load, py::arg("path"), py::arg("dtype") = "auto",
                   py::arg("device") = "cpu", py::arg("threads") = 0, py::arg("activation") = "auto",
                   py::arg("kv_cache_dtype") = "float16", py::arg("isa") = "",
-                  py::arg("progress") = py::none(),
+                  py::arg("pack_cache") = false, py::arg("progress") = py::none(),
                   "Loads a .flm file, an export directory or a Hugging Face directory. `dtype` is "
                   "for Hugging Face input only. Raises IoError, FormatError, Unsupported.")
       .def_property_readonly(
@@ -186,6 +187,14 @@ void bind_model(py::module_& m) {
       .def_property_readonly("threads", [](const Model& model) { return model.device().threads(); })
       .def_property_readonly("device", [](const Model& model) { return model.device().describe(); })
       .def_property_readonly("fingerprint", &Model::fingerprint)
+      .def_property_readonly(
+          "pack_cache",
+          [](const Model& model) {
+            constexpr const char* states[] = {"off", "read", "written", "failed"};
+            const PackCacheResult& result = model.pack_cache();
+            return std::pair(states[static_cast<int>(result.state)], result.error);
+          },
+          "What became of the pack cache: off, read, written or failed, and why.")
       .def_property_readonly("weight_bytes", &Model::weight_bytes)
       .def_property_readonly("kv_block_bytes",
                              [](const Model& model) { return model.kv_layout().block_bytes(); })

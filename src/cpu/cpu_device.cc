@@ -75,6 +75,15 @@ std::unique_ptr<PackedLinear> CpuDevice::pack(std::span<const Weight> matrices,
   return pack_linear(pool_, isa_, arena_, matrices, biases, activation, gated);
 }
 
+std::string CpuDevice::packed_form() const {
+  return std::string(to_string(isa_)) + " layout " + std::to_string(kPackedVersion);
+}
+
+std::unique_ptr<PackedLinear> CpuDevice::restore(const std::string& about, size_t panel_bytes,
+                                                 bool gated, const ReadPanels& read) {
+  return restore_linear(isa_, arena_, about, panel_bytes, gated, read);
+}
+
 std::unique_ptr<PackedNorm> CpuDevice::pack_norm(const NormWeights& norm) {
   return std::make_unique<CpuNorm>(norm);
 }

@@ -30,6 +30,9 @@ class CpuDevice : public Device {
   std::unique_ptr<PackedLinear> pack(std::span<const Weight> matrices,
                                      std::span<const std::vector<float>> biases,
                                      ActivationType activation, bool gated) override;
+  std::string packed_form() const override;
+  std::unique_ptr<PackedLinear> restore(const std::string& about, size_t panel_bytes, bool gated,
+                                        const ReadPanels& read) override;
   std::unique_ptr<PackedNorm> pack_norm(const NormWeights& norm) override;
   std::unique_ptr<PackedRope> pack_rope(std::shared_ptr<const RopeTable> table) override;
   std::unique_ptr<EmbeddingTable> embedding(const Weight& table) override;

@@ -19,6 +19,10 @@
 // tokens are interleaved so that a kernel reads one stream.
 namespace slicellm::cpu {
 
+// Of everything below as pack_linear writes it. To be raised with each change of the packed bytes:
+// files written before are then packed anew (test_pack_cache.py tells).
+constexpr int kPackedVersion = 1;
+
 enum class WeightKind : uint8_t { float32, float16, bfloat16, int8, int4 };
 constexpr int kWeightKinds = 5;
 

@@ -6,6 +6,10 @@
 
 namespace slicellm {
 
+std::unique_ptr<PackedLinear> Device::restore(const std::string&, size_t, bool, const ReadPanels&) {
+  throw Error(ErrorKind::unsupported, "device", name(), "one that restores packed weights");
+}
+
 std::shared_ptr<Device> make_device(std::string_view name, const CpuOptions& cpu) {
   if (name == "cpu") return make_cpu_device(cpu);
   if (name == "numa") return make_numa_device(cpu);

@@ -12,29 +12,8 @@
 namespace slicellm::cpu {
 namespace {
 
-constexpr size_t kLine = 64;
 // Packed between releases of what was read, so that no tensor is held twice.
 constexpr size_t kSliceBytes = size_t{4} << 20;
-constexpr int64_t kSectionGroups = 4;  // keeps sections aligned to their vectors
-
-size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
-
-WeightKind kind_of(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-      return WeightKind::float32;
-    case DType::float16:
-      return WeightKind::float16;
-    case DType::bfloat16:
-      return WeightKind::bfloat16;
-    case DType::int8:
-      return WeightKind::int8;
-    case DType::int4:
-      return WeightKind::int4;
-  }
-  throw Error(ErrorKind::unsupported, "dtype", std::to_string(static_cast<int>(dtype)),
-              "a dtype that this device can multiply");
-}
 
 bool is_half(float v) {
   return std::abs(half_to_float(float_to_half(v)) - v) <= 2e-7f * std::abs(v);
@@ -47,10 +26,16 @@ class LinearPacker {
   LinearPacker(ThreadPool& pool, Isa isa, std::span<const Weight> matrices,
                std::span<const std::vector<float>> biases, ActivationType activation, bool gated)
       : pool_(pool), stack_(matrices, biases, gated) {
-    linear_->gated_ = gated;
-    linear_->out_ = stack_.rows();
+    LinearShape shape{};
+    shape.dtype = stack_.dtype();
+    shape.integer = is_quantized(shape.dtype) && activation != ActivationType::float32;
+    shape.compact = is_quantized(shape.dtype) && is_compact();
+    shape.gated = gated;
+    shape.in = stack_.cols();
+    shape.out = stack_.rows();
+    shape.group = stack_.group_columns();
+    linear_ = std::make_unique<CpuLinear>(isa, shape);
     linear_->bias_ = stack_.bias();
-    choose_layout(isa, activation);
   }
 
   std::unique_ptr<CpuLinear> pack(WeightArena& arena) {
@@ -87,67 +72,10 @@ class LinearPacker {
   // The rows of panels [first, last) are packed.
   void release_panels(int64_t first, int64_t last) const {
     const int64_t rows = linear_->layout_.panel_rows;
-    if (!linear_->gated_) return stack_.release(first * rows, last * rows);
-    const int64_t inner = linear_->out_ / 2, end = std::min(last / 2 * rows, inner);
+    if (!linear_->gated()) return stack_.release(first * rows, last * rows);
+    const int64_t inner = linear_->shape_.out / 2, end = std::min(last / 2 * rows, inner);
     stack_.release(first / 2 * rows, end);
     stack_.release(first / 2 * rows + inner, end + inner);
-  }
-
-  void choose_layout(Isa isa, ActivationType activation) {
-    LinearLayout& layout = linear_->layout_;
-    const LinearKernels& kernels = linear_kernels(isa);
-    layout.kind = kind_of(dtype());
-    layout.in = stack_.cols();
-    const bool integer = is_quantized(dtype()) && activation != ActivationType::float32;
-    linear_->kernel_ = integer ? &kernels.integer[dtype() == DType::int4]
-                               : &kernels.exact[static_cast<int>(layout.kind)];
-    layout.activation = linear_->kernel_->activation;
-    layout.panel_rows = linear_->kernel_->panel_rows;
-    layout.max_tokens = linear_->kernel_->max_tokens;
-    const int64_t rows = layout.panel_rows;
-    linear_->panels_ = linear_->gated_ ? 2 * ((linear_->out_ / 2 + rows - 1) / rows)
-                                       : (linear_->out_ + rows - 1) / rows;
-    if (!is_quantized(dtype())) {
-      layout.padded_in = layout.in;
-      layout.panel_bytes = static_cast<size_t>(layout.in * rows) * dtype_bits(dtype()) / 8;
-      layout.token_bytes = static_cast<size_t>(layout.in) * sizeof(float);
-      return;
-    }
-    cut_blocks();
-    layout.compact = is_compact();
-    const auto rows_size = static_cast<size_t>(rows);
-    const auto section_groups = static_cast<size_t>(std::min(layout.groups, kSectionGroups));
-    layout.section_groups = static_cast<int>(section_groups);
-    layout.zeros_offset = section_groups * rows_size * (layout.compact ? 2 : 4);
-    layout.codes_offset = round_up(
-        layout.zeros_offset + section_groups * rows_size * (layout.compact ? 1 : 4), rows_size * 4);
-    const auto sections =
-        static_cast<size_t>((layout.groups + kSectionGroups - 1) / kSectionGroups);
-    const auto codes = static_cast<size_t>(layout.padded_in) * rows_size * dtype_bits(dtype()) / 8;
-    layout.panel_bytes = round_up(sections * layout.codes_offset + codes, kLine);
-    const size_t code_bytes = layout.activation == ActivationKind::int8    ? 1
-                              : layout.activation == ActivationKind::int16 ? 2
-                                                                           : 4;
-    layout.act_scales_offset = static_cast<size_t>(layout.padded_in) * code_bytes;
-    layout.act_sums_offset = layout.act_scales_offset + static_cast<size_t>(layout.blocks) * 4;
-    layout.token_bytes = layout.act_sums_offset + static_cast<size_t>(layout.blocks) * 4;
-  }
-
-  void cut_blocks() {
-    LinearLayout& layout = linear_->layout_;
-    layout.group = stack_.group_columns();
-    layout.groups = stack_.groups();
-    layout.blocks_per_group = (layout.group + kMaxBlock - 1) / kMaxBlock;
-    for (int64_t begin = 0; begin < layout.in; begin += layout.group) {
-      const int64_t end = std::min(begin + layout.group, layout.in);
-      for (int64_t k = begin; k < end; k += kMaxBlock) {
-        const int64_t steps = (std::min<int64_t>(end - k, kMaxBlock) + kStep - 1) / kStep;
-        linear_->block_steps_.push_back(static_cast<uint8_t>(steps));
-        layout.padded_in += steps * kStep;
-      }
-    }
-    layout.blocks = static_cast<int64_t>(linear_->block_steps_.size());
-    layout.block_steps = linear_->block_steps_.data();
   }
 
   bool is_compact() const {
@@ -169,8 +97,8 @@ class LinearPacker {
   // The stacked row that sits at row r of a panel; -1 for padding.
   int64_t source_row(int64_t panel, int r) const {
     const int64_t rows = linear_->layout_.panel_rows;
-    if (!linear_->gated_) return panel * rows + r < linear_->out_ ? panel * rows + r : -1;
-    const int64_t inner = linear_->out_ / 2;
+    if (!linear_->gated()) return panel * rows + r < linear_->shape_.out ? panel * rows + r : -1;
+    const int64_t inner = linear_->shape_.out / 2;
     const int64_t row = panel / 2 * rows + r;
     return row < inner ? row + (panel % 2) * inner : -1;
   }
@@ -280,7 +208,7 @@ class LinearPacker {
 
   ThreadPool& pool_;
   WeightStack stack_;
-  std::unique_ptr<CpuLinear> linear_ = std::make_unique<CpuLinear>();
+  std::unique_ptr<CpuLinear> linear_;
 };
 
 std::unique_ptr<CpuLinear> pack_linear(ThreadPool& pool, Isa isa, WeightArena& arena,

@@ -48,6 +48,7 @@ class FlmFile final : public ModelFile {
   ModelFileKind kind() const override { return ModelFileKind::flm; }
   const std::string& path() const override { return file_->path(); }
   int version() const override { return version_; }
+  std::string identity() const override { return file_->identity(); }
   const Config& config() const override { return config_; }
   const Vocab& vocab() const override { return vocab_; }
 

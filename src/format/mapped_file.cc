@@ -5,9 +5,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
+#include "format/checksum.h"
 #include "slicellm/error.h"
 
 namespace slicellm {
@@ -35,7 +37,22 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
   errno = map_errno;
   if (data == MAP_FAILED) throw io_error(path, "a file that can be mapped into memory");
   return std::shared_ptr<const MappedFile>(
-      new MappedFile(path, static_cast<const uint8_t*>(data), size));
+      new MappedFile(path, static_cast<const uint8_t*>(data), size,
+                     int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec));
+}
+
+std::string MappedFile::identity() const {
+  constexpr size_t kSamples = 256, kSampleBytes = 4096;
+  uint64_t sum = kChecksumStart;
+  for (size_t i = 0; i < kSamples; ++i) {
+    const size_t room = size_ > kSampleBytes ? size_ - kSampleBytes : 0;
+    const size_t first = room / (kSamples - 1) * i + room % (kSamples - 1) * i / (kSamples - 1);
+    const auto sample = bytes().subspan(first, std::min(kSampleBytes, size_));
+    sum = checksum(std::as_bytes(sample), sum);
+  }
+  release_pages(bytes());
+  return std::to_string(size_) + " bytes, changed " + std::to_string(changed_) + ", samples " +
+         std::to_string(sum);
 }
 
 MappedFile::~MappedFile() { ::munmap(const_cast<uint8_t*>(data_), size_); }

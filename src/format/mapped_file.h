@@ -21,14 +21,17 @@ class MappedFile {
 
   const std::string& path() const { return path_; }
   std::span<const uint8_t> bytes() const { return {data_, size_}; }
+  // Size, time of change (when opened) and a checksum of pages from all over the file.
+  std::string identity() const;
 
  private:
-  MappedFile(std::string path, const uint8_t* data, size_t size)
-      : path_(std::move(path)), data_(data), size_(size) {}
+  MappedFile(std::string path, const uint8_t* data, size_t size, int64_t changed)
+      : path_(std::move(path)), data_(data), size_(size), changed_(changed) {}
 
   std::string path_;
   const uint8_t* data_;
   size_t size_;
+  int64_t changed_;  // nanoseconds since 1970
 };
 
 // Gives back the pages under a part of a mapping; reading them again brings them back from the

@@ -101,6 +101,11 @@ class ModelDirectory final : public ModelFile {
   ModelFileKind kind() const override { return kind_; }
   const std::string& path() const override { return path_; }
   int version() const override { return 2; }
+  std::string identity() const override {
+    std::string all;
+    for (const auto& shard : shards_) all += shard->file().identity() + "; ";
+    return all;
+  }
   const Config& config() const override { return config_; }
   const Vocab& vocab() const override { return vocab_; }
   std::vector<std::string> names() const override { return names_; }

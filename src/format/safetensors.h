@@ -31,6 +31,7 @@ class SafetensorsFile {
 
   const std::vector<Tensor>& tensors() const { return tensors_; }  // in the order of their data
   bool has_blobs() const;
+  const MappedFile& file() const { return *file_; }
 
   // Throws Error(unsupported) for dtypes that are not read, Error(format) for bad scales.
   Weight weight(const Tensor& tensor) const;

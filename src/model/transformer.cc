@@ -6,6 +6,7 @@
 
 #include "model/batch_check.h"
 #include "model/family.h"
+#include "model/pack_cache.h"
 #include "model/weights.h"
 #include "slicellm/error.h"
 #include "slicellm/model.h"
@@ -33,7 +34,7 @@ uint64_t hash_text(const std::string& text, uint64_t hash) {
 class TransformerModel final : public Model {
  public:
   TransformerModel(std::shared_ptr<const ModelFile> file, std::shared_ptr<Device> device,
-                   const ModelOptions& options)
+                   const ModelOptions& options, PackCache* cache)
       : file_(std::move(file)), device_(std::move(device)), kv_dtype_(options.kv_dtype) {
     if (!device_->supports_kv(kv_dtype_)) {
       throw Error(ErrorKind::unsupported, "kv_cache_dtype",
@@ -44,19 +45,31 @@ class TransformerModel final : public Model {
     spec_ = layout.spec;
     rope_ = layout.rope;
     make_rope(std::min(spec_.max_positions, kRopeRowsAtLoad));
-    WeightLoader loader(*file_, *device_, options, layout);
+    WeightLoader loader(*file_, *device_, options, layout, cache);
     embedding_ = loader.embedding(layout.embedding, spec_);
     for (const LayerSource& source : layout.layers) layers_.push_back(load_layer(loader, source));
     final_norm_ = loader.norm(layout.final_norm, spec_);
     head_ = loader.linear(layout.head, false);
-    weight_bytes_ += head_->bytes();
-    fingerprint_ = make_fingerprint(loader.inventory(), options);
+    for (const PackedLinear* linear : linears()) weight_bytes_ += linear->bytes();
+    inventory_ = loader.inventory();
+    fingerprint_ = make_fingerprint(options);
+    if (cache != nullptr) pack_cache_.state = PackCacheResult::State::read;
+  }
+
+  void write_cache(const std::string& path, const std::string& key) {
+    try {
+      write_pack_cache(path, key, inventory_, linears(), device_->threads());
+      pack_cache_.state = PackCacheResult::State::written;
+    } catch (const Error& e) {
+      pack_cache_ = {PackCacheResult::State::failed, e.what()};
+    }
   }
 
   const ModelSpec& spec() const override { return spec_; }
   const ModelFile& file() const override { return *file_; }
   Device& device() const override { return *device_; }
   size_t weight_bytes() const override { return weight_bytes_; }
+  const PackCacheResult& pack_cache() const override { return pack_cache_; }
   std::string fingerprint() const override { return fingerprint_; }
 
   size_t step_bytes(int64_t tokens, int64_t rows) const override {
@@ -129,14 +142,23 @@ class TransformerModel final : public Model {
     layer.mlp_norm = loader.norm(source.mlp_norm, spec_);
     layer.up = loader.linear(source.up, spec_.activation == GateActivation::silu_gate);
     layer.down = loader.linear(source.down, false);
-    for (const auto* linear : {&layer.qkv, &layer.attention_out, &layer.up, &layer.down}) {
-      weight_bytes_ += (*linear)->bytes();
-    }
     return layer;
   }
 
-  std::string make_fingerprint(const std::string& inventory, const ModelOptions& options) const {
-    uint64_t hash = hash_text(inventory, 0xcbf29ce484222325);
+  // All of them, in the order of their packing.
+  std::vector<const PackedLinear*> linears() const {
+    std::vector<const PackedLinear*> all;
+    for (const Layer& layer : layers_) {
+      for (const auto* linear : {&layer.qkv, &layer.attention_out, &layer.up, &layer.down}) {
+        all.push_back(linear->get());
+      }
+    }
+    all.push_back(head_.get());
+    return all;
+  }
+
+  std::string make_fingerprint(const ModelOptions& options) const {
+    uint64_t hash = hash_text(inventory_, 0xcbf29ce484222325);
     for (const auto& [key, value] : file_->config().values) {
       hash = hash_text(key + "=" + value + ";", hash);
     }
@@ -197,6 +219,8 @@ class TransformerModel final : public Model {
   std::unique_ptr<PackedNorm> final_norm_;
   std::unique_ptr<PackedLinear> head_;
   size_t weight_bytes_ = 0;
+  std::string inventory_;  // see WeightLoader
+  PackCacheResult pack_cache_;
   std::string fingerprint_;
 
   std::mutex mutex_;      // of the workspace, the rotary tables and the device's ops
@@ -213,7 +237,23 @@ std::shared_ptr<Model> Model::load(const std::string& path, std::shared_ptr<Devi
 
 std::shared_ptr<Model> Model::load(std::shared_ptr<const ModelFile> file,
                                    std::shared_ptr<Device> device, const ModelOptions& options) {
-  return std::make_shared<TransformerModel>(std::move(file), std::move(device), options);
+  if (!options.pack_cache) {
+    return std::make_shared<TransformerModel>(std::move(file), std::move(device), options, nullptr);
+  }
+  if (device->packed_form().empty()) {
+    throw Error(ErrorKind::unsupported, "pack_cache", "device " + device->name(), "a CPU");
+  }
+  const std::string path = pack_cache_path(*file, *device);
+  const std::string key = pack_cache_key(*file, *device, options);
+  try {
+    PackCache cache(path, key);
+    return std::make_shared<TransformerModel>(file, device, options, &cache);
+  } catch (const Error&) {
+    // None, another model's or a damaged one. What else may be wrong shows below again.
+  }
+  auto model = std::make_shared<TransformerModel>(file, device, options, nullptr);
+  model->write_cache(path, key);
+  return model;
 }
 
 }  // namespace slicellm

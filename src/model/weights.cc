@@ -59,9 +59,13 @@ uint64_t linear_bytes(const ModelFile& file, const LinearSource& source) {
 }  // namespace
 
 WeightLoader::WeightLoader(const ModelFile& file, Device& device, const ModelOptions& options,
-                           const ModelLayout& layout)
-    : file_(file), device_(device), options_(options) {
+                           const ModelLayout& layout, PackCache* cache)
+    : file_(file), device_(device), options_(options), cache_(cache) {
   if (!options.progress) return;
+  if (cache != nullptr) {
+    total_ = cache->bytes();
+    return;
+  }
   total_ = tensor_bytes(file, layout.embedding + ".weight") + linear_bytes(file, layout.head);
   for (const LayerSource& layer : layout.layers) {
     for (const LinearSource* source : {&layer.qkv, &layer.attention_out, &layer.up, &layer.down}) {
@@ -94,7 +98,21 @@ void WeightLoader::advance(uint64_t bytes) {
   options_.progress(std::min(done_, total_), total_);
 }
 
+std::unique_ptr<PackedLinear> WeightLoader::cached_linear(const LinearSource& source, bool gated) {
+  std::unique_ptr<PackedLinear> linear = cache_->next(device_, gated);
+  int64_t rows = 0;
+  for (const LinearSource::Part& part : source.parts) rows += part.rows;
+  if (linear->in_features() != source.cols || linear->out_features() != rows) {
+    throw Error(ErrorKind::format, "pack cache",
+                shape_text(std::array{linear->out_features(), linear->in_features()}),
+                shape_text(std::array{rows, int64_t{source.cols}}));
+  }
+  advance(linear->bytes());
+  return linear;
+}
+
 std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source, bool gated) {
+  if (cache_ != nullptr) return cached_linear(source, gated);
   std::optional<DTypeSpec> target;
   if (file_.kind() == ModelFileKind::hf_dir) {
     target = options_.dtype_auto ? DTypeSpec{} : options_.dtype;
@@ -150,7 +168,7 @@ std::unique_ptr<EmbeddingTable> WeightLoader::embedding(const std::string& name,
   const Weight w = matrix(name, spec.vocab, spec.hidden);
   note(w);
   std::unique_ptr<EmbeddingTable> table = device_.embedding(w);
-  advance(w.data_bytes);
+  if (cache_ == nullptr) advance(w.data_bytes);
   return table;
 }
 

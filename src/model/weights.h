@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "model/family.h"
+#include "model/pack_cache.h"
 #include "slicellm/model.h"
 
 namespace slicellm {
@@ -18,8 +19,9 @@ namespace slicellm {
 // model is never held twice. All errors name the tensor.
 class WeightLoader {
  public:
+  // With a `cache`, linears come from there and no more than norms from the file.
   WeightLoader(const ModelFile& file, Device& device, const ModelOptions& options,
-               const ModelLayout& layout);
+               const ModelLayout& layout, PackCache* cache);
 
   // `gated`: see Device::pack.
   std::unique_ptr<PackedLinear> linear(const LinearSource& source, bool gated);
@@ -27,9 +29,10 @@ class WeightLoader {
   std::unique_ptr<EmbeddingTable> embedding(const std::string& name, const ModelSpec& spec);
 
   // "name dtype[/group] rows x cols;" of everything loaded so far: what a fingerprint hashes.
-  const std::string& inventory() const { return inventory_; }
+  const std::string& inventory() const { return cache_ ? cache_->inventory() : inventory_; }
 
  private:
+  std::unique_ptr<PackedLinear> cached_linear(const LinearSource& source, bool gated);
   Weight matrix(const std::string& name, int64_t rows, int64_t cols);
   std::vector<float> vector(const std::string& name, int64_t size);
   void note(const Weight& w);
@@ -38,7 +41,8 @@ class WeightLoader {
   const ModelFile& file_;
   Device& device_;
   const ModelOptions& options_;
-  uint64_t done_ = 0, total_ = 0;          // progress in bytes of the file
+  PackCache* cache_;
+  uint64_t done_ = 0, total_ = 0;          // progress in bytes of the file (of the cache)
   std::optional<DTypeSpec> linear_dtype_;  // of the first linear layer
   std::string inventory_;
 };

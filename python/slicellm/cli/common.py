@@ -153,6 +153,11 @@ def add_model_flags(parser: argparse._ActionsContainer, kv_cache: bool = True) -
             help="keys and values (default auto: float16; float32 on a CPU, int8 on a GPU only)",
         )
     parser.add_argument(
+        "--pack-cache",
+        action="store_true",
+        help="keep packed weights in a file beside the model, for a quick next start (CPU)",
+    )
+    parser.add_argument(
         "--tokenizer",
         metavar="DIR",
         help="directory with tokenizer files (default: beside or inside the model)",
@@ -187,6 +192,7 @@ def load_model(args: argparse.Namespace, chat_template: str | None = None) -> Mo
             threads(args),
             activation=args.atype,
             kv_cache_dtype=getattr(args, "kv_cache_dtype", "auto"),
+            pack_cache=args.pack_cache,
             tokenizer=args.tokenizer,
             chat_template=chat_template,
             progress=progress,
