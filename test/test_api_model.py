@@ -24,6 +24,9 @@ def test_model_facts(model: Model, tiny_llama: Path) -> None:
     assert (model.spec["layers"], model.spec["kv_heads"], model.spec["head_dim"]) == (2, 2, 16)
     assert model.kv_bytes_per_token == 2 * 2 * 2 * 16 * 2  # K and V, layers, heads, size, bytes
     assert Model(tiny_llama, threads=1, kv_cache_dtype="float32").kv_bytes_per_token == 512
+    int8 = Model(tiny_llama, threads=1, kv_cache_dtype="int8")
+    assert int8.kv_bytes_per_token == 2 * 2 * 2 * (16 + 2)  # codes and a float16 scale
+    assert int8.core.kv_block_bytes == 16 * int8.kv_bytes_per_token
     assert model.threads == 1 and model.weight_bytes > 100_000
     assert str(tiny_llama) in repr(model)
     assert len(model.token_bytes) == model.spec["vocab"]
@@ -74,7 +77,7 @@ def test_model_without_tokenizer(fixtures: Path) -> None:
         ({"threads": "2"}, "threads: got '2'"),
         ({"threads": 1 << 40}, "threads: got"),
         ({"activation": "int3"}, "activation|atype"),
-        ({"kv_cache_dtype": "int8"}, "kv_cache_dtype|kv_dtype"),
+        ({"kv_cache_dtype": "bfloat16"}, "kv_cache_dtype: got bfloat16 .*float16 or int8"),
     ],
 )
 def test_bad_model_arguments(tiny_llama_dir: Path, arguments: dict[str, Any], message: str) -> None:

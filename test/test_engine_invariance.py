@@ -18,23 +18,25 @@ LATENCY = _core.LatencyModel.from_decode_table([1.0])
 FAMILIES = ["llama", "qwen2", "chatglm1", "chatglm2"]
 BLOCK_TOKENS = 16
 
-Models = Callable[[str, str, int], _core.Model]
+Models = Callable[[str, str, int, str], _core.Model]
 
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """model(family, dtype, threads), each loaded once."""
+    """model(family, dtype, threads, type of keys and values), each loaded once."""
     directory = tmp_path_factory.mktemp("models")
-    loaded: dict[tuple[str, str, int], _core.Model] = {}
+    loaded: dict[tuple[str, str, int, str], _core.Model] = {}
 
-    def get(family: str, dtype: str, threads: int) -> _core.Model:
-        key = family, dtype, threads
+    def get(family: str, dtype: str, threads: int, kv: str) -> _core.Model:
+        key = family, dtype, threads, kv
         if key not in loaded:
             path = directory / family
             if not path.exists():
                 config = models.FAMILIES[family]
                 tiny.write_directory(path, config, tiny.weights(config))
-            loaded[key] = _core.Model.load(str(path), dtype=dtype, threads=threads)
+            loaded[key] = _core.Model.load(
+                str(path), dtype=dtype, threads=threads, kv_cache_dtype=kv
+            )
         return loaded[key]
 
     return get
@@ -83,6 +85,7 @@ def run_alone(model: _core.Model, tasks: list[dict[str, Any]]) -> list[dict[str,
     family=st.sampled_from(FAMILIES),
     dtype=st.sampled_from(["float16", "int4g32"]),
     threads=st.integers(1, 4),
+    kv=st.sampled_from(["float16", "int8"]),
     seed=st.integers(0, 2**32),
     count=st.integers(1, 10),
     blocks=st.integers(4, 24),
@@ -93,15 +96,16 @@ def test_any_schedule_gives_the_same_bits(
     family: str,
     dtype: str,
     threads: int,
+    kv: str,
     seed: int,
     count: int,
     blocks: int,
     host_blocks: int,
 ) -> None:
     rng = random.Random(seed)
-    model = load(family, dtype, threads)
+    model = load(family, dtype, threads, kv)
     tasks = [random_task(rng, model) for _ in range(count)]
-    alone = run_alone(load(family, dtype, 1), tasks)
+    alone = run_alone(load(family, dtype, 1, kv), tasks)
 
     engine = _core.Engine(
         model,
@@ -133,10 +137,10 @@ def test_any_schedule_gives_the_same_bits(
     engine.close()
 
 
-@pytest.mark.parametrize("loop", ["plain", "overlap"])
-def test_random_schedules_do_what_they_are_for(load: Models, loop: str) -> None:
+@pytest.mark.parametrize("kv, loop", [("float16", "plain"), ("int8", "plain"), ("int8", "overlap")])
+def test_random_schedules_do_what_they_are_for(load: Models, kv: str, loop: str) -> None:
     """300 tasks on a real model: swaps, drops, cut prompts, padding all happen; nothing leaks."""
-    model = load("llama", "float16", 2)
+    model = load("llama", "float16", 2, kv)
     policy = RandomPolicy(7, padding=0.7)
     engine = _core.Engine(
         model,
@@ -158,6 +162,6 @@ def test_random_schedules_do_what_they_are_for(load: Models, loop: str) -> None:
     events = engine.drain_events()
     kinds = {kind for _, _, kind, _ in events}
     assert {"swap_out", "swap_in", "preempt", "resume", "prefill", "token"} <= kinds
-    for handle, expected in zip(handles, run_alone(load("llama", "float16", 1), tasks)):
+    for handle, expected in zip(handles, run_alone(load("llama", "float16", 1, kv), tasks)):
         assert output(handle.wait(0)) == output(expected)
     engine.close()

@@ -256,7 +256,6 @@ def test_forward_arguments(
         ({"dtype": "int3"}, _core.InvalidArgument, "dtype"),
         ({"dtype": "fp8"}, UNSUPPORTED, "dtype"),
         ({"activation": "int4"}, _core.InvalidArgument, "activation"),
-        ({"kv_cache_dtype": "int8"}, UNSUPPORTED, "kv_cache_dtype"),
         ({"kv_cache_dtype": "bfloat16"}, UNSUPPORTED, "kv_cache_dtype"),
         ({"threads": -1}, _core.InvalidArgument, "threads"),
         ({"isa": "mmx"}, _core.InvalidArgument, "isa"),

@@ -9,8 +9,8 @@
 namespace slicellm {
 
 // Shape of the KV cache of a model. One block holds `block_tokens` token slots of all layers. int8
-// (GPUs only) holds codes -127..127, stored plus 128, and a float16 scale for K and one for V of
-// each token and head: half(largest magnitude / 127), at most 515.5, as float16 holds 127 times it.
+// holds codes -127..127 and a float16 scale for K and one for V of each token and head:
+// half(largest magnitude / 127), at most 515.5, as float16 holds 127 times it.
 struct KvLayout {
   int32_t layers = 0;
   int32_t kv_heads = 0;

@@ -35,7 +35,7 @@ class Model:
         threads: CPU threads; None = every usable core. A GPU has no use for it.
         activation: how quantised weights meet activations on a CPU: "auto", "float32" or "int8".
             On a GPU they are decoded and meet 16-bit ones.
-        kv_cache_dtype: "float16"; on a CPU also "float32", on a GPU also "int8".
+        kv_cache_dtype: "float16", "int8" or, on a CPU, "float32".
         pack_cache: read packed weights from a file beside the model ("<model>.<instruction
             set>.pack") where it fits, and write it otherwise, so that the next start is quick. CPUs
             only. A warning tells when it cannot be written.

@@ -29,6 +29,11 @@ const AttentionKernels& attention_kernels(Isa isa) {
   }
 }
 
+auto attend_kernel(const AttentionKernels& kernels, DType kv) {
+  if (kv == DType::int8) return kernels.attend_int8;
+  return kv == DType::float16 ? kernels.attend_half : kernels.attend_float;
+}
+
 // The queries [begin, end) of one sequence with the heads of one kv head, against the splits
 // [first_split, last_split).
 struct Item {
@@ -58,7 +63,8 @@ class Attention {
         args_(args),
         kv_(dynamic_cast<CpuKvStorage&>(*args.kv)),
         rope_(dynamic_cast<const CpuRope&>(*args.rope).table()),
-        half_(kv_.layout().dtype == DType::float16),
+        attend_(attend_kernel(kernels_, kv_.layout().dtype)),
+        dtype_(kv_.layout().dtype),
         block_tokens_(kv_.layout().block_tokens),
         dim_(args.head_dim),
         padded_dim_((args.head_dim + kPanel - 1) / kPanel * kPanel),
@@ -107,14 +113,15 @@ class Attention {
   }
   int32_t rows(const Item& item) const { return (item.end - item.begin) * group_; }
   int32_t tile_rows() const { return tile_queries_ * group_; }
-  size_t element_bytes() const { return half_ ? 2 : 4; }
+  size_t element_bytes() const { return dtype_bits(dtype_) / 8; }
 
   ThreadPool& pool_;
   const AttentionKernels& kernels_;
   const AttentionArgs& args_;
   const CpuKvStorage& kv_;
   const RopeTable& rope_;
-  const bool half_;
+  void (*const attend_)(const SplitTask& task);
+  const DType dtype_;  // of K and V
   const int32_t block_tokens_;
   const int32_t dim_, padded_dim_, group_;
   const int64_t qkv_width_;
@@ -155,7 +162,14 @@ void Attention::append_token(const BatchSequence& s, int32_t i, int32_t head, fl
   std::byte* keys = kv_.keys(block, args_.layer, head);
   std::byte* values = kv_.values(block, args_.layer, head);
   rotate_head(key, dim_, rope_, where, 1.0f, temporary);
-  if (half_) {
+  if (dtype_ == DType::int8) {
+    auto* codes = reinterpret_cast<int8_t*>(temporary + dim_);
+    kv_.scales(keys)[slot] = kernels_.to_int8(temporary, dim_, codes);
+    auto* to = reinterpret_cast<int8_t*>(keys) + slot;
+    for (int32_t d = 0; d < dim_; ++d) to[d * block_tokens_] = codes[d];
+    kv_.scales(values)[slot] =
+        kernels_.to_int8(value, dim_, reinterpret_cast<int8_t*>(values) + slot * dim_);
+  } else if (dtype_ == DType::float16) {
     auto* halves = reinterpret_cast<uint16_t*>(temporary + dim_);
     kernels_.to_half(temporary, dim_, halves);
     auto* to = reinterpret_cast<uint16_t*>(keys) + slot;
@@ -299,13 +313,20 @@ void Attention::run_split(const Item& item, int32_t split, const Workspace& spac
   const int32_t most = tile_rows();
   const void* keys[kSplitPanels];
   const void* values[kSplitPanels];
+  const uint16_t* key_scales[kSplitPanels];
+  const uint16_t* value_scales[kSplitPanels];
   const int32_t end = last_visible(s, s.past + item.end - 1);
   for (int32_t panel = 0; panel < kSplitPanels && start + panel * kPanel < end; ++panel) {
     const int32_t token = start + panel * kPanel;
     const int32_t block = s.blocks[token / block_tokens_];
     const size_t slot = token % block_tokens_;
-    keys[panel] = kv_.keys(block, args_.layer, item.kv_head) + slot * element_bytes();
-    values[panel] = kv_.values(block, args_.layer, item.kv_head) + slot * dim_ * element_bytes();
+    std::byte* block_keys = kv_.keys(block, args_.layer, item.kv_head);
+    std::byte* block_values = kv_.values(block, args_.layer, item.kv_head);
+    keys[panel] = block_keys + slot * element_bytes();
+    values[panel] = block_values + slot * dim_ * element_bytes();
+    if (dtype_ != DType::int8) continue;
+    key_scales[panel] = kv_.scales(block_keys) + slot;
+    value_scales[panel] = kv_.scales(block_values) + slot;
   }
 
   int32_t first[kMostRows], last[kMostRows];
@@ -314,6 +335,8 @@ void Attention::run_split(const Item& item, int32_t split, const Workspace& spac
   task.keys = keys;
   task.key_stride = block_tokens_;
   task.values = values;
+  task.key_scales = key_scales;
+  task.value_scales = value_scales;
   task.first = first;
   task.last = last;
   task.scores = space.scores;
@@ -339,7 +362,7 @@ void Attention::run_split(const Item& item, int32_t split, const Workspace& spac
     if (task.any_first >= task.any_last) {  // no row sees anything of this split
       std::fill_n(task.sum, task.rows, 0.0f);
     } else {
-      (half_ ? kernels_.attend_half : kernels_.attend_float)(task);
+      attend_(task);
     }
     for (int32_t r = 0; r < task.rows; ++r) {
       const int32_t row = begin + r;

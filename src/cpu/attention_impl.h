@@ -6,6 +6,8 @@
 // the tokens, each in its own vector lane. How many rows and panels are worked on together changes
 // how often K and V are loaded, never a result. Tokens that a row does not see get weight 0.
 
+#include <type_traits>
+
 #include "cpu/attention_kernels.h"
 #include "cpu/vec.h"
 
@@ -52,6 +54,14 @@ inline void score_panels(const SplitTask& task, int panel) {
   Vec acc[rows][panels * kVecs] = {};
   multiply_panels<rows, panels, T>(task.queries, task.head_dim, keys, task.key_stride,
                                    task.head_dim, acc);
+  if constexpr (std::is_same_v<T, int8_t>) {
+#pragma GCC unroll 16
+    for (int v = 0; v < panels * kVecs; ++v) {
+      const Vec scales = load(task.key_scales[panel + v / kVecs] + v % kVecs * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) acc[r][v] *= scales;
+    }
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
     float* out = task.scores + r * kSplitTokens + panel * kPanel;
@@ -123,6 +133,17 @@ inline void softmax_row(const SplitTask& task, int row) {
   task.sum[row] = sum_lanes(sum);
 }
 
+// Multiplies a row's weights with the scales of the values that they meet.
+inline void scale_weights(const SplitTask& task, int row) {
+  float* weights = task.scores + row * kSplitTokens;
+  for (int panel = task.any_first / kPanel; panel * kPanel < task.any_last; ++panel) {
+    for (int v = 0; v < kVecs; ++v) {
+      float* at = weights + panel * kPanel + v * kLanes;
+      store(at, load(at) * load(task.value_scales[panel] + v * kLanes));
+    }
+  }
+}
+
 template <int rows, class T>
 void attend_rows(const SplitTask& task) {
   // Few rows work on more panels at once.
@@ -132,7 +153,10 @@ void attend_rows(const SplitTask& task) {
   int panel = task.any_first / kPanel;
   for (; panel + kWide <= panels; panel += kWide) score_panels<rows, kWide, T>(task, panel);
   for (; panel < panels; ++panel) score_panels<rows, 1, T>(task, panel);
-  for (int r = 0; r < rows; ++r) softmax_row(task, r);
+  for (int r = 0; r < rows; ++r) {
+    softmax_row(task, r);
+    if constexpr (std::is_same_v<T, int8_t>) scale_weights(task, r);
+  }
   int first = 0;
   for (; first + kWide * kPanel <= task.head_dim; first += kWide * kPanel) {
     value_panels<rows, kWide, T>(task, first);
@@ -232,8 +256,29 @@ void to_half(const float* x, int64_t count, uint16_t* out) {
   for (; i < count; ++i) out[i] = half_of(x[i]);
 }
 
-constexpr AttentionKernels kAttentionKernelTable = {kMaxRows, attend<uint16_t>, attend<float>,
-                                                    merge, to_half};
+uint16_t to_int8(const float* x, int64_t count, int8_t* out) {
+  constexpr float kMostScale = 515.5f;  // 127 times it is a half
+  float largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float magnitude = x[i] < 0 ? -x[i] : x[i];
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const float wanted = largest / 127.0f;
+  const uint16_t scale = half_of(wanted < kMostScale ? wanted : kMostScale);
+  const uint16_t lanes[kLanes] = {scale};
+  const float step = load(lanes)[0];
+  constexpr float kRound = 0x1.8p23f;  // added and taken away again it rounds to nearest even
+  for (int64_t i = 0; i < count; ++i) {
+    float code = step > 0 ? x[i] / step : 0.0f;
+    code = code > -127.0f ? code : -127.0f;  // NaN as well
+    code = code < 127.0f ? code : 127.0f;
+    out[i] = static_cast<int8_t>(static_cast<int32_t>((code + kRound) - kRound));
+  }
+  return scale;
+}
+
+constexpr AttentionKernels kAttentionKernelTable = {
+    kMaxRows, attend<uint16_t>, attend<float>, attend<int8_t>, merge, to_half, to_int8};
 
 }  // namespace
 }  // namespace slicellm::cpu

@@ -31,6 +31,9 @@ struct SplitTask {
   const void* const* keys = nullptr;  // a panel each: [head_dim, key_stride], at its first token
   int key_stride = 0;
   const void* const* values = nullptr;  // a panel each: [kPanel, head_dim]
+  // Of int8 codes: float16 scales of the tokens, a panel each: [kPanel].
+  const uint16_t* const* key_scales = nullptr;
+  const uint16_t* const* value_scales = nullptr;
   // Row r sees tokens [first[r], last[r]) of the split; none if first >= last. No row sees tokens
   // outside [any_first, any_last); K and V are read only in panels that this touches.
   const int32_t* first = nullptr;
@@ -47,11 +50,14 @@ struct AttentionKernels {
   int max_rows;
   void (*attend_half)(const SplitTask& task);   // K and V are IEEE halves
   void (*attend_float)(const SplitTask& task);  // K and V are floats
+  void (*attend_int8)(const SplitTask& task);   // K and V are signed codes
   // `into` becomes the softmax over its own and `part`'s tokens.
   void (*merge)(const PartialRow& into, const PartialRow& part, int head_dim);
   // Rounds to nearest even; beyond the largest half becomes the largest half, so that one outlier
   // cannot turn a row into NaN.
   void (*to_half)(const float* x, int64_t count, uint16_t* out);
+  // Codes of x as KvLayout has them; returns their scale, a half.
+  uint16_t (*to_int8)(const float* x, int64_t count, int8_t* out);
 };
 
 extern const AttentionKernels kAttentionKernelsPortable;

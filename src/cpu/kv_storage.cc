@@ -23,9 +23,10 @@ const KvLayout& checked(const KvLayout& layout) {
   check(layout.block_tokens > 0 && layout.block_tokens <= kSplitTokens &&
             layout.block_tokens % kPanel == 0,
         "block_tokens", layout.block_tokens, "a multiple of 16 up to 256");
-  if (layout.dtype != DType::float16 && layout.dtype != DType::float32) {
+  if (layout.dtype != DType::float16 && layout.dtype != DType::float32 &&
+      layout.dtype != DType::int8) {
     throw Error(ErrorKind::invalid_argument, "kv_cache_dtype", to_string(layout.dtype),
-                "float16 or float32");
+                "float16, float32 or int8");
   }
   return layout;
 }
@@ -35,7 +36,7 @@ const KvLayout& checked(const KvLayout& layout) {
 CpuKvStorage::CpuKvStorage(const KvLayout& layout, int32_t blocks)
     : layout_(checked(layout)), num_blocks_(blocks) {
   check(blocks >= 0, "blocks", blocks, "0 or more");
-  matrix_bytes_ = size_t{1} * layout.head_dim * layout.block_tokens * dtype_bits(layout.dtype) / 8;
+  matrix_bytes_ = layout.token_bytes() * layout.block_tokens;
   block_bytes_ = layout.block_bytes();
   if (block_bytes_ > (std::numeric_limits<size_t>::max() / 2 - kReadAhead) / (size_t{1} + blocks)) {
     throw Error(ErrorKind::resource, "blocks", std::to_string(blocks),

@@ -10,7 +10,8 @@ namespace slicellm::cpu {
 
 // KV blocks in host memory. A block is [layer][kv head][K, V]; K of a block is transposed,
 // [head_dim][block_tokens], so that one vector load brings one dimension of several tokens; V is
-// [block_tokens][head_dim].
+// [block_tokens][head_dim]. Codes of int8 are signed bytes; the scales of the block's tokens follow
+// them.
 class CpuKvStorage final : public KvStorage {
  public:
   // Vectors that start at a wanted element may read this many bytes past it, also at the very end.
@@ -30,6 +31,11 @@ class CpuKvStorage final : public KvStorage {
   }
   std::byte* values(int32_t block, int32_t layer, int32_t head) const {
     return keys(block, layer, head) + matrix_bytes_;
+  }
+  // Of int8: the scales that follow a matrix of codes, [block_tokens] halves.
+  uint16_t* scales(std::byte* matrix) const {
+    return reinterpret_cast<uint16_t*>(matrix +
+                                       size_t{1} * layout_.head_dim * layout_.block_tokens);
   }
 
  private:

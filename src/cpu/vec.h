@@ -85,6 +85,27 @@ inline Vec load(const uint16_t* p) {
 #endif
 }
 
+// kLanes signed bytes as floats; exact.
+inline Vec load(const int8_t* p) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  // With masks as above.
+  return _mm512_maskz_cvtepi32_ps(__mmask16{0xffff},
+                                  _mm512_maskz_cvtepi8_epi32(__mmask16{0xffff}, bytes));
+#elif defined(__AVX2__)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+#elif defined(__aarch64__)
+  int32_t four;
+  __builtin_memcpy(&four, p, sizeof(four));
+  const int16x8_t words = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
+#else
+  return Vec{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+             static_cast<float>(p[3])};
+#endif
+}
+
 // The first `count` lanes (all, if count >= kLanes); the others are 0 or stay unwritten.
 inline Vec load_part(const float* p, int64_t count) {
   if (count >= kLanes) return load(p);

@@ -9,7 +9,7 @@
 namespace slicellm::cuda {
 
 // KV blocks in device memory: [block][layer][kv head][K, V], each [16 tokens][head_dim] of float16,
-// or of int8 codes followed by the scales of the 16 tokens (see KvLayout).
+// or of int8 codes plus 128 followed by the scales of the 16 tokens (see KvLayout).
 class CudaKvStorage final : public KvStorage {
  public:
   // Copies go through `stream`, after what it has been given so far; it must outlive the storage.

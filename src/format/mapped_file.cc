@@ -36,6 +36,9 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
   ::close(fd);
   errno = map_errno;
   if (data == MAP_FAILED) throw io_error(path, "a file that can be mapped into memory");
+#ifdef MADV_NOHUGEPAGE
+  ::madvise(data, size, MADV_NOHUGEPAGE);  // a page that is read brings no 2 MiB around it
+#endif
   return std::shared_ptr<const MappedFile>(
       new MappedFile(path, static_cast<const uint8_t*>(data), size,
                      int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec));

@@ -16,7 +16,7 @@ namespace {
 
 // Rows of rotary tables made at load; longer contexts extend them step by step, so that a model
 // made for a million positions does not pay for them.
-constexpr int32_t kRopeRowsAtLoad = 32768;
+constexpr int32_t kRopeRowsAtLoad = 8192;
 constexpr int32_t kRopeRowsAtOnce = 1024;
 
 struct Layer {
@@ -39,7 +39,7 @@ class TransformerModel final : public Model {
     if (!device_->supports_kv(kv_dtype_)) {
       throw Error(ErrorKind::unsupported, "kv_cache_dtype",
                   to_string(kv_dtype_) + " on device " + device_->name(),
-                  "float16, on a CPU also float32, on a GPU also int8");
+                  "float16 or int8, on a CPU also float32");
     }
     const ModelLayout layout = make_model_layout(*file_);
     spec_ = layout.spec;

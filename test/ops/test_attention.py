@@ -228,8 +228,6 @@ def test_prompt_that_sees_both_ways(device: Any, prompt: int) -> None:
 
 @pytest.mark.parametrize("shape", [*SHAPES, *QUANTIZED], ids=str)
 def test_chunking_changes_no_bit(device: Any, shape: Shape) -> None:
-    if shape.kv == "int8" and device.name == "cpu":
-        pytest.skip("the CPU has no int8 KV")
     tokens = 280
     task = Task(shape, tokens, 20, seed=3)
     whole = run_alone(device, shape, task, [tokens])
@@ -259,9 +257,9 @@ def test_neighbours_change_no_bit(device: Any, shape: Shape) -> None:
         assert_same_bits(np.concatenate(parts), expected)
 
 
-def stored(steps: Steps, task: Task) -> tuple[Array, Array]:
+def stored(device: Any, steps: Steps, task: Task) -> tuple[Array, Array]:
     """Codes [K and V, n, kv_heads, dim] and scales [K and V, n, kv_heads] in layer 1, as kv_cache.h
-    and the GPU's kv_storage.h lay them out."""
+    and the device's kv_storage.h lay them out."""
     shape, n = steps.shape, len(task.qkv)
     matrix = BLOCK * (shape.dim + 2)
     codes = np.empty((2, len(task.blocks) * BLOCK, shape.kv_heads, shape.dim))
@@ -272,35 +270,39 @@ def stored(steps: Steps, task: Task) -> tuple[Array, Array]:
         for head in range(shape.kv_heads):
             for kind in range(2):
                 part = data[1, head, kind]
-                bytes_ = part[: BLOCK * shape.dim].reshape(BLOCK, shape.dim)
-                codes[kind, rows, head] = bytes_.astype(np.float64) - 128
+                bytes_ = part[: BLOCK * shape.dim]
+                if device.name != "cpu":
+                    matrix_codes = bytes_.reshape(BLOCK, shape.dim).astype(np.float64) - 128
+                elif kind == 0:
+                    matrix_codes = bytes_.view(np.int8).reshape(shape.dim, BLOCK).T
+                else:
+                    matrix_codes = bytes_.view(np.int8).reshape(BLOCK, shape.dim)
+                codes[kind, rows, head] = matrix_codes
                 scales[kind, rows, head] = part[BLOCK * shape.dim :].view(np.float16)
     return codes[:, :n], scales[:, :n]
 
 
 @pytest.mark.parametrize("shape", QUANTIZED, ids=str)
 def test_int8_kv(device: Any, shape: Shape) -> None:
-    if device.name == "cpu":
-        pytest.skip("the CPU has no int8 KV")
     task = Task(shape, 280, 20, seed=4)
     steps = Steps(device, shape, [task])
     got = steps.run(task, [100, 179, 1])
     q, k, v = heads(shape, task)
     decoded = []
-    for x, codes, scales in zip((k, v), *stored(steps, task)):
+    for x, codes, scales in zip((k, v), *stored(device, steps, task)):
         expected_scales = (np.abs(x).max(-1) / np.float32(127)).astype(np.float16)
         assert np.array_equal(scales, expected_scales)
         wide = expected_scales.astype(np.float32)[..., None]
         assert np.array_equal(codes, np.clip(np.rint(x / wide), -127, 127))
         decoded.append(codes * wide.astype(np.float64))
-    expected = attention(shape, task, half(q), decoded[0], half(decoded[1]))
+    if device.name != "cpu":
+        q, decoded[1] = half(q), half(decoded[1])
+    expected = attention(shape, task, q, decoded[0], decoded[1])
     np.testing.assert_allclose(got, expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kv", ["float16", "int8"])
 def test_large_and_zero_values(device: Any, kv: str) -> None:
-    if kv == "int8" and device.name == "cpu":
-        pytest.skip("the CPU has no int8 KV")
     shape = Shape(2, 1, 32, kv=kv)
     task = Task(shape, 70, 20, seed=1)
     task.qkv[3] = 0
@@ -314,8 +316,6 @@ def test_large_and_zero_values(device: Any, kv: str) -> None:
 
 @pytest.mark.parametrize("kv", ["float16", "int8"])
 def test_blocks_move_through_host_memory(device: Any, kv: str) -> None:
-    if kv == "int8" and device.name == "cpu":
-        pytest.skip("the CPU has no int8 KV")
     shape = Shape(4, 2, 64, kv=kv)
     task, other = Task(shape, 80, 20, seed=1), Task(shape, 80, 20, seed=2)
     whole = run_alone(device, shape, task, [70, 10])
@@ -330,8 +330,8 @@ def test_blocks_move_through_host_memory(device: Any, kv: str) -> None:
 
 def test_layouts_that_the_device_lacks(device: Any) -> None:
     if device.name == "cpu":
-        with pytest.raises((InvalidArgument, Unsupported), match="kv_cache_dtype: got int8"):
-            device.kv(4, 1, 1, 64, "int8")
+        with pytest.raises(InvalidArgument, match="kv_cache_dtype: got bfloat16"):
+            device.kv(4, 1, 1, 64, "bfloat16")
         return
     with pytest.raises(Unsupported, match="kv_cache_dtype: got float32"):
         device.kv(4, 1, 1, 64, "float32")

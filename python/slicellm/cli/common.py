@@ -150,7 +150,7 @@ def add_model_flags(parser: argparse._ActionsContainer, kv_cache: bool = True) -
             "--kv-cache-dtype",
             default="auto",
             choices=["auto", "float16", "float32", "int8"],
-            help="keys and values (default auto: float16; float32 on a CPU, int8 on a GPU only)",
+            help="keys and values (default auto: float16; float32 on a CPU only)",
         )
     parser.add_argument(
         "--pack-cache",
