@@ -83,6 +83,7 @@ class RandomFile final : public ModelFile {
   ModelFileKind kind() const override { return ModelFileKind::flm; }
   const std::string& path() const override { return path_; }
   int version() const override { return 2; }
+  std::string identity() const override { return "random"; }
   const Config& config() const override { return config_; }
   const Vocab& vocab() const override { return vocab_; }
   std::vector<std::string> names() const override { return names_; }
