@@ -39,12 +39,10 @@ void decode_int4(const uint8_t* data, int64_t first, int64_t count, float minimu
 
 }  // namespace
 
-void release_rows(const Weight& w, int64_t begin, int64_t end) {
+void release_rows(const Weight& w, int64_t, int64_t) {
   if (!w.mapped) return;
-  const auto row_bits = static_cast<size_t>(w.cols() * dtype_bits(w.dtype));
-  const size_t first = static_cast<size_t>(begin) * row_bits / 8;
-  const size_t last = (static_cast<size_t>(end) * row_bits + 7) / 8;
-  release_pages({static_cast<const uint8_t*>(w.data) + first, last - first});
+  // The whole mapping: a page that is read may bring 2 MiB around it into memory.
+  release_pages(static_cast<const MappedFile*>(w.owner.get())->bytes());
 }
 
 void decode(const Weight& w, int64_t first, int64_t count, float* out) {

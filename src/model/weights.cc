@@ -85,6 +85,7 @@ std::vector<float> WeightLoader::vector(const std::string& name, int64_t size) {
   check_shape(w, std::array{size});
   std::vector<float> values(size);
   decode(w, 0, size, values.data());
+  release_rows(w, 0, 1);
   return values;
 }
 
