@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policies_under_test import POLICIES
+from witness import Witness
 
 from slicellm import _core
-from slicellm.policies import Policy, StepPlan, View, latency_from_table, make_policy
+from slicellm.policies import Policy, latency_from_table
 
 STOP, LENGTH, REJECTED = 1, 2, 5  # numbers of FinishReason
 CLASSES = [  # name, ttft_ms, tpot_ms, deadline_ms, utility
@@ -48,40 +49,6 @@ machines = st.fixed_dictionaries(
         "loop": st.sampled_from(["plain", "overlap"]),
     }
 )
-
-
-class Witness(Policy):
-    """Passes everything on to two policies of one kind, asks one of them for each plan twice, and
-    looks at what the policies are shown."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.policies = [make_policy(text), make_policy(text)]
-        self.live: set[int] = set()  # ids
-
-    def on(self, kind: str, slot: int, view: View) -> None:
-        for policy in self.policies:
-            policy.on(kind, slot, view)
-        task = view.task(slot).id
-        if kind == "arrive":
-            assert task not in self.live
-            self.live.add(task)
-        else:
-            self.live.remove(task)  # once
-            assert view.task(slot).kv == "none"
-        if not self.live:
-            assert view.free_blocks == view.total_blocks
-            assert view.free_host_blocks == view.total_host_blocks
-
-    def plan(self, view: View) -> StepPlan:
-        assert {view.task(slot).id for slot in view.live} == self.live
-        plans = [policy.plan(view) for policy in [*self.policies, self.policies[0]]]
-        assert plans[0] == plans[1] == plans[2]
-        return plans[0]
-
-    def commit(self, plan: StepPlan, duration: float, token_slots: list[int], view: View) -> None:
-        for policy in self.policies:
-            policy.commit(plan, duration, token_slots, view)
 
 
 def simulate(policy: str | Policy, workload: list, machine: dict[str, Any]) -> dict[str, Any]:

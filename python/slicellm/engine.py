@@ -36,6 +36,10 @@ class Engine:
         max_step_tokens: most tokens in one step.
         max_context: longest prompt + answer; 0 = what model and memory allow.
         max_queue: most live tasks; more are refused with ResourceError.
+        loop: "plain" plans each step from the results of the one before; "overlap" plans it while
+            that one runs, which hides the time of planning where the device computes by itself
+            (a GPU), and lets an end that only the token tells take effect a step later. The tokens
+            are the same.
         prefix_cache: keep K and V of ended tasks while memory allows, and share what prompts have
             in common (whole KV blocks of 16 tokens); off where a prompt attends both ways
             (ChatGLM-6B).
@@ -61,6 +65,7 @@ class Engine:
         max_step_tokens: int = 2048,
         max_context: int = 0,
         max_queue: int = 100_000,
+        loop: str = "plain",
         prefix_cache: bool = True,
         record_events: bool = False,
     ) -> None:
@@ -86,6 +91,7 @@ class Engine:
             max_step_tokens=max_step_tokens,
             max_context=max_context,
             max_queue=max_queue,
+            loop=loop,
             prefix_cache=prefix_cache,
             token_bytes=model.token_bytes,
             record_events=record_events,

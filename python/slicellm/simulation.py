@@ -101,6 +101,7 @@ def simulate(
     belief: _core.LatencyModel | None = None,
     instances: int = 1,
     dispatch: str = "round_robin",
+    loop: str = "plain",
     event_log: bool | None = None,
     percentiles: Sequence[float] = metrics.PERCENTILES,
     goodput: Slo | None = None,
@@ -122,6 +123,7 @@ def simulate(
         belief: what the policy is shown, instead of the profile's belief for this seed.
         instances: so many such machines, each under `policy` (then its text), behind a dispatcher.
         dispatch: which of them serves a task: round_robin, least_loaded, scls, with parameters.
+        loop: as for `Engine`; virtual time knows no time of planning, which "overlap" hides.
         event_log: keep event log and step records; None: up to 10,000 tasks. Without them the
             metrics come from each task's columns and from quantile sketches (0.5 %), and those
             that need every token or step are None.
@@ -183,6 +185,7 @@ def simulate(
         percentiles=metrics.points(percentiles),
         instances=instances,
         dispatch=dispatch,
+        loop=loop,
         progress=progress,
     )
     wall = time.perf_counter() - started

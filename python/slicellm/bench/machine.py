@@ -82,6 +82,7 @@ class ModelMachine:
     latency: LatencyModel
     max_rows: int = 64
     kv_cache_bytes: int = 0
+    loop: str = "plain"
     _texts: dict[str, list[int]] = field(default_factory=dict)
     _warm: bool = False
 
@@ -92,6 +93,7 @@ class ModelMachine:
             self.model.token_bytes,
             self.max_rows,
             self.kv_cache_bytes,
+            self.loop,
         )
 
     @property
@@ -161,6 +163,7 @@ class SimulatedMachine:
     kv_cache_bytes: int = 0
     instances: int = 1
     dispatch: str = "round_robin"
+    loop: str = "plain"
 
     @property
     def latency(self) -> LatencyModel:
@@ -215,6 +218,7 @@ class SimulatedMachine:
             blocks=self._blocks,
             instances=self.instances,
             dispatch=self.dispatch,
+            loop=self.loop,
             event_log=True if wanted.event_log else None,
             percentiles=wanted.percentiles,
             goodput=wanted.goodput,

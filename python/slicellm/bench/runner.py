@@ -35,6 +35,7 @@ class Runner:
     token_bytes: Sequence[bytes] = ()
     max_rows: int = 64
     kv_cache_bytes: int = 0
+    loop: str = "plain"
 
     def _engine(self, policy: str) -> Engine:
         return Engine(
@@ -43,6 +44,7 @@ class Runner:
             LatencyModel.from_json(self.latency_json),
             kv_cache_bytes=self.kv_cache_bytes,
             max_rows=self.max_rows,
+            loop=self.loop,
             token_bytes=self.token_bytes,
         )
 

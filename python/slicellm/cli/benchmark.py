@@ -65,10 +65,17 @@ def _machine(args: argparse.Namespace) -> Machine:
             profile = replace(profile, jitter=args.jitter, residuals=())
         rows = args.batch or profile.max_rows
         return SimulatedMachine(
-            profile, rows, args.kv_cache_limit, args.instances or 1, args.dispatch or "round_robin"
+            profile,
+            rows,
+            args.kv_cache_limit,
+            args.instances or 1,
+            args.dispatch or "round_robin",
+            args.loop,
         )
     model = load_model(args)
-    return ModelMachine(model, latency_model(model), args.batch or 64, args.kv_cache_limit)
+    return ModelMachine(
+        model, latency_model(model), args.batch or 64, args.kv_cache_limit, args.loop
+    )
 
 
 def _compare(args: argparse.Namespace, study: Study) -> None:

@@ -113,6 +113,12 @@ def build_parser(prog: str = "benchmark") -> Parser:
         help="most tasks in one step; a policy may keep to fewer (default 64, or the profile's)",
     )
     g.add_argument(
+        "--loop",
+        default="plain",
+        choices=["plain", "overlap"],
+        help="when a step is planned: once the one before has ended (default), or while it runs",
+    )
+    g.add_argument(
         "--executor",
         default="cpu",
         metavar="cpu|sim",
