@@ -144,6 +144,32 @@ def test_a_stray_slow_step_does_not_pull_it_off() -> None:
     assert model.decode_step_ms(4, 100) == pytest.approx(truth(4, 4, 400, 0, 0), rel=0.03)
 
 
+@pytest.mark.parametrize("factor", [1.5, 1 / 1.5])
+def test_a_change_of_the_machine_is_learned_within_50_steps(factor: float) -> None:
+    """Decode steps of 1 to 16 rows, a quarter of them with a prompt; 5 % of noise."""
+    model = LatencyModel.fit(grid())
+    rng = np.random.default_rng(1)
+
+    def errors(steps: int, level: float) -> np.ndarray:
+        found = []
+        for _ in range(steps):
+            b, context = int(rng.integers(1, 17)), float(rng.integers(0, 1000))
+            prompt = int(rng.integers(16, 257)) if rng.random() < 0.25 else 0
+            features = b + prompt, b, b * context, prompt * prompt / 2
+            true_ms = level * truth(*features, 0) * rng.lognormal(0, 0.05)
+            found.append(abs(model.predict_ms(*features, 0, prompt)[0] / true_ms - 1))
+            model.observe(true_ms, *features, 0, prompt)
+        return np.array(found)
+
+    before = errors(1000, 1.0)[500:]
+    assert np.median(before) < 0.05 and np.percentile(before, 95) < 0.15
+    changed = errors(100, factor)
+    assert np.median(changed[:8]) > 0.25
+    assert np.median(changed[50:]) < 0.05 and np.percentile(changed[50:], 95) < 0.2
+    back = errors(100, 1.0)
+    assert np.median(back[50:]) < 0.05 and np.percentile(back[50:], 95) < 0.2
+
+
 def test_nonsense_observations_are_ignored() -> None:
     model = LatencyModel.fit(grid())
     before = model.to_json()

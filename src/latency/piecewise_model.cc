@@ -110,13 +110,41 @@ Prediction PiecewiseModel::predict(const StepFeatures& step) const {
   return {.median = seconds, .quantile = seconds * residuals_.ratio()};
 }
 
+// Relative to the larger of the two times, so that a stray slow step has a bounded pull.
+void PiecewiseModel::see(const LatencySample& observed, double predicted) {
+  const double size = std::max(observed.seconds, predicted);
+  accumulate(seen_, seen_b_, basis(observed.step), observed.seconds, 1 / (size * size));
+}
+
+// What was seen before the machine changed no longer holds. Where decode steps and prompts are off
+// alike, so is everything else; where only the one kind has been seen, the other stays.
+void PiecewiseModel::start_anew() {
+  size_t prompts = 0;
+  double log_level = 0;
+  for (const LatencySample& s : shift_.steps()) {
+    prompts += s.step.prefill_tokens > 0;
+    log_level += std::log(s.seconds / predict(s.step).median);
+  }
+  if (prompts > 0 && prompts < LevelShift::kSteps) {
+    const double level = std::exp(log_level / LevelShift::kSteps);
+    for (double& b : anchor_b_) b *= level;
+  }
+  seen_ = {};
+  seen_b_ = {};
+  for (const LatencySample& s : shift_.steps()) see(s, s.seconds);
+  observed_ = unsolved_ = 0;
+  residuals_ = ResidualQuantile(residuals_.ratio());
+  solve();
+}
+
 void PiecewiseModel::observe(const StepFeatures& step, double seconds) {
   if (!(seconds > 0) || !std::isfinite(seconds)) return;
   const double predicted = predict(step).median;
-  if (predicted > 0) residuals_.add(seconds / predicted);
-  // Relative to the larger of the two, so that a stray slow step has a bounded pull.
-  const double size = std::max(seconds, predicted);
-  accumulate(seen_, seen_b_, basis(step), seconds, 1 / (size * size));
+  if (predicted > 0) {
+    residuals_.add(seconds / predicted);
+    if (shift_.add({step, seconds}, predicted)) return start_anew();
+  }
+  see({step, seconds}, predicted);
   ++observed_;
   ++unsolved_;
   // The first corrections come early: the machine may not be as it was when it was calibrated.

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "latency/level_shift.h"
 #include "latency/nnls.h"
 #include "latency/residual_quantile.h"
 #include "slicellm/latency_model.h"
@@ -14,7 +15,9 @@ namespace slicellm {
 // Throws Error(invalid_argument) for no samples or for values that no step can have.
 void check_latency_samples(std::span<const LatencySample> samples);
 
-// The fitted latency model: see fit_latency_model in latency_model.h. Its coefficients are
+// The fitted latency model: see fit_latency_model in latency_model.h. When the machine changes (a
+// clock, a power state), so that 16 steps in a row take 1.1 times longer or shorter than predicted,
+// what was seen before is forgotten. Its coefficients are
 //   0        the cost of computing at all (the first token),
 //   1 .. 14  the slope per token between the knots 1, 2, 4, 8, 12, 16, 24, 32, 64, ... 2048, inf,
 //   15 .. 18 per row of logits, per token of context, per unit of chunk work, per byte swapped.
@@ -44,6 +47,8 @@ class PiecewiseModel final : public LatencyModel {
   void build_anchor();
   void set_coefficients(const NnlsVector& coefficients);
   void solve();
+  void see(const LatencySample& observed, double predicted);
+  void start_anew();
 
   std::vector<LatencySample> samples_;
   std::string provenance_;
@@ -51,6 +56,7 @@ class PiecewiseModel final : public LatencyModel {
   std::array<double, kKnots.size()> at_knot_{};  // the token curve's value at each knot
   NnlsMatrix anchor_{}, seen_{};                 // normal equations: samples, decayed observations
   NnlsVector anchor_b_{}, seen_b_{};
+  LevelShift shift_;
   int unsolved_ = 0;  // observations since the last solve
   int64_t observed_ = 0;
   ResidualQuantile residuals_;

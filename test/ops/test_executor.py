@@ -73,20 +73,24 @@ def run(
     return [result["token_ids"] for result in results]
 
 
-def test_drawn_by_the_gpu_or_by_the_host(model: _core.Model) -> None:
-    """Asking for log-probabilities moves the drawing to the host, not the tokens."""
+@pytest.mark.parametrize("loop", ["plain", "overlap"])
+def test_drawn_by_the_gpu_or_by_the_host(model: _core.Model, loop: str) -> None:
+    """Asking for log-probabilities moves the drawing to the host, not the tokens. Overlapped, a row
+    drawn by the GPU takes its next token there, and one drawn by the host waits for it."""
     on_gpu = run(model, tasks_of(model))
-    assert run(model, tasks_of(model, logprobs=2)) == on_gpu
+    assert run(model, tasks_of(model), loop=loop) == on_gpu
+    assert run(model, tasks_of(model, logprobs=2), loop=loop) == on_gpu
     mixed = [
         (a, b)[i % 2] for i, (a, b) in enumerate(zip(tasks_of(model), tasks_of(model, logprobs=0)))
     ]
-    assert run(model, mixed) == on_gpu
+    assert run(model, mixed, loop=loop) == on_gpu
     assert len(set(map(tuple, on_gpu))) == len(on_gpu)
 
 
-def test_kv_that_was_away(model: _core.Model) -> None:
+@pytest.mark.parametrize("loop", ["plain", "overlap"])
+def test_kv_that_was_away(model: _core.Model, loop: str) -> None:
     policy = RandomPolicy(3)
-    few = run(model, 3 * tasks_of(model), policy, blocks=9, host_blocks=7, max_rows=4)
+    few = run(model, 3 * tasks_of(model), policy, blocks=9, host_blocks=7, max_rows=4, loop=loop)
     assert policy.moves["swap_out"] > 3 and policy.moves["swap_in"] > 3
     assert few == 3 * run(model, tasks_of(model))
 
@@ -96,7 +100,8 @@ def test_two_engines_on_one_model(model: _core.Model) -> None:
     results: dict[int, list[list[int]]] = {}
 
     def work(index: int) -> None:
-        results[index] = run(model, tasks_of(model), RandomPolicy(index))
+        loop = ("plain", "overlap")[index]
+        results[index] = run(model, tasks_of(model), RandomPolicy(index), loop=loop)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
     for thread in threads:
@@ -107,15 +112,17 @@ def test_two_engines_on_one_model(model: _core.Model) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "top_p": 0.5}, {"logprobs": 1}])
+@pytest.mark.parametrize("loop", ["plain", "overlap"])
 def test_logits_that_are_not_numbers(
-    model: _core.Model, settings: dict[str, Any], tmp_path: Path
+    model: _core.Model, settings: dict[str, Any], loop: str, tmp_path: Path
 ) -> None:
     config = models.FAMILIES["llama"]
     tensors = tiny.weights(config)
     tensors["model.norm.weight"][0] = np.inf
     path = tiny.write_directory(tmp_path, config, tensors)
     broken = _core.Model.load(str(path), device="cuda", dtype="float16")
-    engine = _core.Engine(broken, "orca", LATENCY, kv_cache_bytes=8 * broken.kv_block_bytes)
+    kv_bytes = 8 * broken.kv_block_bytes
+    engine = _core.Engine(broken, "orca", LATENCY, kv_cache_bytes=kv_bytes, loop=loop)
     result = engine.submit(_core.TaskSpec(prompt=[1, 2, 3], max_tokens=4, **settings)).wait(60)
     engine.close()
     assert result["reason"] == "error" and "NaN or infinity" in result["error"]
