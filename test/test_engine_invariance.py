@@ -116,7 +116,7 @@ def test_any_schedule_gives_the_same_bits(
         max_rows=rng.randint(1, 8),
         max_step_tokens=rng.randint(36, 64),  # room for an indivisible prompt and its answer
         prefix_cache=rng.random() < 0.5,
-        loop=rng.choice(["plain", "overlap"]),
+        **rng.choice([{"loop": "overlap"}, *({"prompt_lookup": k} for k in (0, 1, 4, 15))]),
     )
     arrivals = [rng.choice([0.0, rng.random() * 0.01]) for _ in tasks]
     handles = engine.submit_all(
@@ -137,9 +137,21 @@ def test_any_schedule_gives_the_same_bits(
     engine.close()
 
 
-@pytest.mark.parametrize("kv, loop", [("float16", "plain"), ("int8", "plain"), ("int8", "overlap")])
-def test_random_schedules_do_what_they_are_for(load: Models, kv: str, loop: str) -> None:
-    """300 tasks on a real model: swaps, drops, cut prompts, padding all happen; nothing leaks."""
+@pytest.mark.parametrize(
+    "kv, options",
+    [
+        ("float16", {}),
+        ("float16", {"prompt_lookup": 6}),
+        ("int8", {"prompt_lookup": 6}),
+        ("int8", {"loop": "overlap"}),
+    ],
+    ids=str,
+)
+def test_random_schedules_do_what_they_are_for(
+    load: Models, kv: str, options: dict[str, Any]
+) -> None:
+    """300 tasks on a real model: swaps, drops, cut prompts, padding, right and wrong drafts all
+    happen; nothing leaks."""
     model = load("llama", "float16", 2, kv)
     policy = RandomPolicy(7, padding=0.7)
     engine = _core.Engine(
@@ -150,14 +162,18 @@ def test_random_schedules_do_what_they_are_for(load: Models, kv: str, loop: str)
         host_kv_bytes=10 * model.kv_block_bytes,
         max_rows=6,
         prefix_cache=True,
-        loop=loop,
+        **options,
     )
     rng = random.Random(7)
     tasks = [random_task(rng, model) for _ in range(300)]
     handles = engine.submit_all([_core.TaskSpec(**task) for task in tasks])
     engine.wait_idle()
     engine.check_integrity()
-    assert engine.stats()["reused_tokens"] > 1000
+    stats = engine.stats()
+    assert stats["reused_tokens"] > 1000
+    if "prompt_lookup" in options:
+        assert stats["accepted_tokens"] > 20, str(stats)
+        assert stats["drafted_tokens"] - stats["accepted_tokens"] > 20, str(stats)
     assert min(policy.moves.values()) > 50, str(policy.moves)
     events = engine.drain_events()
     kinds = {kind for _, _, kind, _ in events}

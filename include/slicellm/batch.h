@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace slicellm {
@@ -14,6 +15,8 @@ constexpr TaskId kNoTask = -1;
 // but over KV blocks whose contents mean nothing, and no token is drawn from it.
 // A chained sequence ends in the token that the step before draws for its task, which the host does
 // not know yet: what stands for it in Batch::tokens is no more than a valid id.
+// Drafts are guesses that end a sampled sequence: each counts if it is what the logits of the token
+// before it give. No step of the task is submitted until their fate is known.
 struct BatchSequence {
   TaskId task = 0;
   int32_t begin = 0;            // first token in Batch::tokens
@@ -22,6 +25,7 @@ struct BatchSequence {
   int32_t prompt_len = 0;       // original prompt length (kept over recompute; ChatGLM-6B needs it)
   bool sample = false;          // the last token's logits give the next token
   bool chained = false;         // the last token is still to be drawn
+  int32_t drafts = 0;           // the last tokens that are drafts
   std::vector<int32_t> blocks;  // block table, covers past + count tokens
 };
 
@@ -39,5 +43,12 @@ struct Batch {
   std::vector<BatchSequence> sequences;
   std::vector<KvCopy> copies;  // in order
 };
+
+// The guessed tokens of a sequence of `batch`.
+inline std::span<const int32_t> drafts_of(const Batch& batch, const BatchSequence& sequence) {
+  const int32_t end = sequence.begin + sequence.count;
+  return std::span(batch.tokens)
+      .subspan(static_cast<size_t>(end - sequence.drafts), static_cast<size_t>(sequence.drafts));
+}
 
 }  // namespace slicellm

@@ -115,6 +115,12 @@ struct EngineOptions {
   // Keep KV blocks of ended tasks while there is room, and share those of a common prefix. Needs a
   // divisible prefill (else it is off), and prompts whose token ids mean what they say.
   bool prefix_cache = false;
+  // Most tokens that a decode row carries as guesses, from what followed the same words earlier in
+  // its prompt or output (prompt-lookup decoding); 0 = off. The tokens of a task stay the same, bit
+  // for bit, sampled ones too. Drafts ride along with a policy's plan where the latency model says
+  // that they pay, the step stays within the smallest TPOT of its rows, and no KV block is needed
+  // for them; not under policies that count a task's steps as its tokens. For the plain loop only.
+  int32_t prompt_lookup = 0;
   int32_t vocab = 0;  // token ids are checked against it
   std::vector<int32_t> eos_ids;
   std::vector<std::string> token_bytes;  // id -> bytes, for text and stop strings; may be empty
@@ -123,7 +129,8 @@ struct EngineOptions {
 
 struct EngineStats {
   int64_t steps = 0, submitted = 0, finished = 0;
-  int64_t prefill_tokens = 0, reused_tokens = 0;  // computed; spared by the prefix cache
+  int64_t prefill_tokens = 0, reused_tokens = 0;    // computed; spared by the prefix cache
+  int64_t drafted_tokens = 0, accepted_tokens = 0;  // guessed by prompt lookup; right ones of them
   int32_t live = 0, free_blocks = 0, total_blocks = 0, free_host_blocks = 0, total_host_blocks = 0;
   double busy_seconds = 0;
 };

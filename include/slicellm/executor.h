@@ -31,8 +31,10 @@ struct RowResult {
 };
 
 struct StepResult {
-  std::vector<RowResult> rows;  // one per sequence with `sample` and a task, in batch order
-  double duration = 0;          // seconds the step took (KV copies included)
+  // In batch order, for each sequence with `sample` and a task: its next token, and after each of
+  // its drafts that turned out right the one that follows. An executor may leave drafts unchecked.
+  std::vector<RowResult> rows;
+  double duration = 0;  // seconds the step took (KV copies included)
 };
 
 using Ticket = int64_t;

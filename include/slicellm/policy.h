@@ -169,9 +169,9 @@ struct TaskEvent {
 // whose token ends it may take part in one more step before its `finish` is told; its row tells the
 // truth then.
 struct StepOutcome {
-  double start = 0, duration = 0;  // seconds; duration 0 for a plan that ran no step
-  StepFeatures features;
-  std::vector<int32_t> token_slots;  // slots that produced a token
+  double start = 0, duration = 0;    // seconds; duration 0 for a plan that ran no step
+  StepFeatures features;             // drafts included, each counted as a decode row
+  std::vector<int32_t> token_slots;  // slots that produced tokens: one each, more with drafts
 };
 
 // Is told by a simulated run how many tokens each task will produce, before the task arrives. No
@@ -206,6 +206,10 @@ class Policy {
   // Where to tell true output lengths, for the variants that measure what not knowing them costs;
   // null for policies that serve. Only a simulated run tells them; Engine::make refuses others.
   virtual LengthListener* length_listener() { return nullptr; }
+
+  // Whether decode rows may carry drafts (EngineOptions::prompt_lookup), so that a task produces
+  // several tokens in a step. Not where a batch's rows go on in step.
+  virtual bool takes_drafts() const { return true; }
 
   // A snapshot of the policy's state for people and tests, as JSON.
   virtual std::string inspect() const { return "{}"; }

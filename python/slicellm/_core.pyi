@@ -405,6 +405,7 @@ class Engine:
         max_queue: int = 100000,
         loop: str = "plain",  # or "overlap"
         prefix_cache: bool = False,  # ignored where a prompt attends both ways
+        prompt_lookup: int = 0,  # most drafts of a decode row; 0 = off
         token_bytes: Sequence[bytes] = (),
         eos_ids: Sequence[int] | None = None,  # None = the model's
         record_events: bool = True,

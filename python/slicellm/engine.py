@@ -43,6 +43,9 @@ class Engine:
         prefix_cache: keep K and V of ended tasks while memory allows, and share what prompts have
             in common (whole KV blocks of 16 tokens); off where a prompt attends both ways
             (ChatGLM-6B).
+        prompt_lookup: most tokens of a task that one step may guess beyond its next, from what
+            followed the same words earlier in its prompt or answer, where the calibration says
+            that this is faster; 0 = off. The answers stay the same, sampled ones too.
         record_events: keep the event log and step records until they are drained from `core`.
 
     Attributes:
@@ -67,6 +70,7 @@ class Engine:
         max_queue: int = 100_000,
         loop: str = "plain",
         prefix_cache: bool = True,
+        prompt_lookup: int = 0,
         record_events: bool = False,
     ) -> None:
         if isinstance(model, Model):
@@ -93,6 +97,7 @@ class Engine:
             max_queue=max_queue,
             loop=loop,
             prefix_cache=prefix_cache,
+            prompt_lookup=prompt_lookup,
             token_bytes=model.token_bytes,
             record_events=record_events,
         )

@@ -266,6 +266,7 @@ std::shared_ptr<PyEngine> make_engine(const std::shared_ptr<Model>& model, const
   if (!loop.is_none()) options.loop = parse_loop(to_text(loop, "loop"));
   const py::object prefix_cache = keywords.take("prefix_cache");
   if (!prefix_cache.is_none()) options.prefix_cache = to_bool(prefix_cache, "prefix_cache");
+  options.prompt_lookup = keywords.count("prompt_lookup", 0, 0, "0 (off) or a count above 0");
   const py::object record_events = keywords.take("record_events");
   if (!record_events.is_none()) options.record_events = to_bool(record_events, "record_events");
   const int64_t device_bytes = keywords.integer("kv_cache_bytes", 0, 0, kMaxBytes,
@@ -283,6 +284,8 @@ py::dict stats_dict(const EngineStats& stats) {
   d["finished"] = stats.finished;
   d["prefill_tokens"] = stats.prefill_tokens;
   d["reused_tokens"] = stats.reused_tokens;
+  d["drafted_tokens"] = stats.drafted_tokens;
+  d["accepted_tokens"] = stats.accepted_tokens;
   d["live"] = stats.live;
   d["free_blocks"] = stats.free_blocks;
   d["total_blocks"] = stats.total_blocks;

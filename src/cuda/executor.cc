@@ -91,12 +91,15 @@ class CudaExecutor final : public Executor {
     result.rows.reserve(step.rows.size());
     const auto vocab = static_cast<size_t>(vocab_);
     for (const Row& row : step.rows) {
-      if (row.on_device) {
-        result.rows.push_back(tasks_.commit(row.task, step.tokens.get<int32_t>()[row.index]));
-      } else {
-        const float* logits = step.logits.get<float>() + row.index * vocab;
-        result.rows.push_back(tasks_.sample(row.task, {logits, vocab}));
-      }
+      const auto draw = [&](size_t i) {
+        const size_t index = row.index + i;
+        if (row.on_device) return tasks_.commit(row.task, step.tokens.get<int32_t>()[index]);
+        return tasks_.sample(row.task, {step.logits.get<float>() + index * vocab, vocab});
+      };
+      const size_t rows = result.rows.size();
+      tasks_.confirm(row.drafts, draw, result.rows);
+      const size_t unused = row.drafts.size() + 1 - (result.rows.size() - rows);
+      if (row.on_device) tasks_.at(row.task).started -= static_cast<int32_t>(unused);
     }
     return result;
   }
@@ -104,8 +107,9 @@ class CudaExecutor final : public Executor {
  private:
   struct Row {
     TaskId task;
-    bool on_device;  // where its token is drawn
-    size_t index;    // of Step::tokens or of Step::logits
+    bool on_device;               // where its tokens are drawn
+    size_t index;                 // of the first in Step::tokens or Step::logits
+    std::vector<int32_t> drafts;  // guesses to confirm; the tokens after them follow in order
   };
 
   // A step in flight: what the host needs once the device is done.
@@ -143,18 +147,24 @@ class CudaExecutor final : public Executor {
         chained_.push_back({position, tasks_.at(s.task).place});
       }
       if (!s.sample) continue;
-      const auto index = static_cast<int32_t>(rows_.size());
-      rows_.push_back(s.begin + s.count - 1);
+      auto index = static_cast<int32_t>(rows_.size());
+      for (int32_t back = s.drafts; back >= 0; --back) {
+        rows_.push_back(s.begin + s.count - 1 - back);
+      }
       if (s.task == kNoTask) continue;
       ExecutorTasks::Task& task = tasks_.at(s.task);
+      const std::span guesses = drafts_of(batch, s);
+      const std::vector<int32_t> drafts(guesses.begin(), guesses.end());
       if (DeviceSampler::can_draw(task.sampling, vocab_)) {
-        step.rows.push_back({s.task, true, drawn_.size()});
-        const auto position = static_cast<uint64_t>(task.started++);
-        task.place = static_cast<int32_t>(drawn_.size());
-        drawn_.push_back(DeviceSampler::make_row(task.sampling, position, index));
+        step.rows.push_back({s.task, true, drawn_.size(), drafts});
+        for (int32_t i = 0; i <= s.drafts; ++i) {
+          const auto position = static_cast<uint64_t>(task.started++);
+          task.place = static_cast<int32_t>(drawn_.size());
+          drawn_.push_back(DeviceSampler::make_row(task.sampling, position, index++));
+        }
       } else {
-        step.rows.push_back({s.task, false, to_host.size()});
-        to_host.push_back(index);
+        step.rows.push_back({s.task, false, to_host.size(), drafts});
+        for (int32_t i = 0; i <= s.drafts; ++i) to_host.push_back(index++);
       }
     }
     const int64_t floats = static_cast<int64_t>(rows_.size()) * vocab_;

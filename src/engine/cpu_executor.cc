@@ -70,7 +70,10 @@ class CpuExecutor final : public Executor {
     if (!batch.sequences.empty()) {
       rows_.clear();
       for (const BatchSequence& s : batch.sequences) {
-        if (s.sample) rows_.push_back(s.begin + s.count - 1);
+        if (!s.sample) continue;
+        for (int32_t back = s.drafts; back >= 0; --back) {
+          rows_.push_back(s.begin + s.count - 1 - back);
+        }
       }
       const size_t vocab = static_cast<size_t>(model_->spec().vocab);
       const auto floats = static_cast<int64_t>(rows_.size() * vocab);
@@ -80,8 +83,9 @@ class CpuExecutor final : public Executor {
       const float* row = logits_->data();
       for (const BatchSequence& s : batch.sequences) {
         if (!s.sample) continue;
-        if (s.task != kNoTask) result.rows.push_back(tasks_.sample(s.task, {row, vocab}));
-        row += vocab;
+        const auto draw = [&](size_t i) { return tasks_.sample(s.task, {row + i * vocab, vocab}); };
+        if (s.task != kNoTask) tasks_.confirm(drafts_of(batch, s), draw, result.rows);
+        row += (1 + static_cast<size_t>(s.drafts)) * vocab;
       }
     }
     result.duration =

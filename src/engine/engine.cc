@@ -310,6 +310,9 @@ void check_options(const EngineOptions& options) {
           "at least max_rows");
   require(options.max_context >= 0, "max_context", options.max_context, "0 or more");
   require(options.max_queue >= 1, "max_queue", options.max_queue, "at least 1");
+  require(options.prompt_lookup >= 0, "prompt_lookup", options.prompt_lookup, "0 or more");
+  require(options.prompt_lookup == 0 || options.loop == LoopKind::plain, "prompt_lookup",
+          options.prompt_lookup, "0 with the overlapped loop, which takes a row for one token");
   require(options.vocab >= 0, "vocab", options.vocab, "0 or more");
 }
 

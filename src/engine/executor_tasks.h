@@ -40,6 +40,15 @@ class ExecutorTasks {
   RowResult commit(TaskId id, int32_t token);
   // Draws the task's token from logits[vocab] on the host.
   RowResult sample(TaskId id, std::span<const float> logits);
+  // Appends the tokens of a sequence to `rows`: draw(i) gives the one after i of its drafts, and is
+  // called as long as the drafts before it turned out right.
+  template <typename Draw>
+  static void confirm(std::span<const int32_t> drafts, Draw draw, std::vector<RowResult>& rows) {
+    for (size_t i = 0;; ++i) {
+      const RowResult& row = rows.emplace_back(draw(i));
+      if (i == drafts.size() || row.invalid || row.ended || row.token != drafts[i]) return;
+    }
+  }
 
  private:
   static void finish(Task& task, RowResult& row);

@@ -72,6 +72,7 @@ class Loop {
     int32_t slot = 0;
     int32_t tokens = 0;
     bool prefill = false, sampled = false;
+    int32_t drafts = 0;  // beside `tokens`
   };
   struct Leaving {  // a task that ends with a step
     int32_t slot;
@@ -116,6 +117,8 @@ class Loop {
   void move_kv(Step& step, Batch& batch);
   int32_t reuse_prefix(Step& step, int32_t slot, int32_t tokens);
   void add_row(Step& step, int32_t slot, int32_t tokens, bool prefill, Batch& batch);
+  std::optional<DraftBudget> draft_budget(const Step& step);
+  void add_drafts(Row& row, DraftBudget& budget, Batch& batch);
   void add_padding(int32_t past, int32_t tokens, bool sample, Batch& batch);
   void predict(Step& step);
   void predict_times(Step& step);
@@ -124,6 +127,7 @@ class Loop {
   void settle();
   StepResult wait_for(Step& step);
   void settle_rows(Step& step, StepResult& result);
+  FinishReason settle_samples(Step& step, const Row& row, std::span<RowResult> samples);
   FinishReason settle_token(TaskState& task, RowResult& row, double end);
   void commit(const Step& step);
   void record(const Step& step);
@@ -149,6 +153,7 @@ class Loop {
 
   std::deque<Step> in_flight_;       // oldest first
   std::vector<BlockTable> scratch_;  // KV of padding, while the step is lowered
+  std::vector<int32_t> drafts_;      // of one row, likewise
 
   Watch::time_point mark_ = Watch::now();  // where the overhead of the next step begins
   double policy_seconds_ = 0, executor_seconds_ = 0;

@@ -99,25 +99,24 @@ void Loop::settle_rows(Step& step, StepResult& result) {
     --task.steps;
     if (!step.predicted) advance(row);
     if (row.prefill) stats_.prefill_tokens += row.tokens;
-    RowResult* sample = nullptr;
+    std::span<RowResult> samples;
     if (row.sampled) {
       if (next == result.rows.size()) wrong("too few rows");
-      sample = &result.rows[next++];
-      if (sample->task != task.id) wrong("a row of another task");
+      const auto rest = std::span(result.rows).subspan(next);
+      size_t count = 0;
+      const size_t most = std::min(rest.size(), size_t{1} + static_cast<size_t>(row.drafts));
+      while (count < most && rest[count].task == task.id) ++count;
+      if (count == 0) wrong("a row of another task");
+      samples = rest.first(count);
+      next += count;
     }
     if (task.told) {  // it ended while this step was planned or ran
       if (task.steps == 0) clear(row.slot);
       continue;
     }
     if (row.prefill) recorder_.add(step.end, task.id, EventKind::prefill, row.tokens);
-    if (sample == nullptr) continue;
-    const int32_t before = task.produced();
-    const FinishReason reason = settle_token(task, *sample, step.end);
-    if (step.predicted) {
-      --task.predicted;
-    } else if (task.produced() > before) {
-      step.outcome.token_slots.push_back(row.slot);
-    }
+    if (samples.empty()) continue;
+    const FinishReason reason = settle_samples(step, row, samples);
     if (view.ended == FinishReason::none) {
       view.produced = task.produced() + task.predicted;
       view.first_token_time = task.first_token_time;
@@ -130,6 +129,29 @@ void Loop::settle_rows(Step& step, StepResult& result) {
                                 : ""});
   }
   if (next != result.rows.size()) wrong("too many rows");
+}
+
+// Adds a row's tokens to its task up to the one that ends it; tells whether one does. Each but the
+// first is what follows a draft that was right, whose K and V are therefore there.
+FinishReason Loop::settle_samples(Step& step, const Row& row, std::span<RowResult> samples) {
+  TaskState& task = table_.state(row.slot);
+  const int32_t before = task.produced();
+  FinishReason reason = FinishReason::none;
+  for (size_t i = 0; i < samples.size() && reason == FinishReason::none; ++i) {
+    reason = settle_token(task, samples[i], step.end);
+  }
+  const int32_t tokens = task.produced() - before;
+  if (step.predicted) {
+    --task.predicted;
+  } else if (tokens > 0) {
+    step.outcome.token_slots.push_back(row.slot);
+    advance({row.slot, tokens - 1});
+  }
+  const int32_t right = static_cast<int32_t>(samples.size()) - 1;
+  task.drafts.note(std::min(row.drafts, right + 1), right);
+  stats_.drafted_tokens += row.drafts;
+  stats_.accepted_tokens += std::max(0, tokens - 1);
+  return reason;
 }
 
 // Adds the row's token to the task, unless it comes too late; tells whether the task ends with it.

@@ -1,5 +1,6 @@
 // The first half of a step: a checked plan becomes a batch that is submitted.
 #include <algorithm>
+#include <limits>
 
 #include "engine/loop.h"
 #include "slicellm/error.h"
@@ -45,7 +46,12 @@ Batch Loop::lower(Step& step) {
                           padding.prompts.size());
   for (const PrefillChunk& chunk : plan.prefill)
     add_row(step, chunk.slot, chunk.tokens, true, batch);
-  for (int32_t slot : plan.decode) add_row(step, slot, 1, false, batch);
+  std::optional<DraftBudget> budget = draft_budget(step);
+  for (int32_t slot : plan.decode) {
+    add_row(step, slot, 1, false, batch);
+    if (budget) add_drafts(step.rows.back(), *budget, batch);
+  }
+  if (budget) step.outcome.features = budget->step();
   for (int32_t context : padding.rows) add_padding(context, 1, true, batch);
   for (int32_t pads : padding.prompts) add_padding(0, pads, false, batch);
   for (BlockTable& table : scratch_) ledger_.release(table);
@@ -134,6 +140,33 @@ void Loop::add_row(Step& step, int32_t slot, int32_t tokens, bool prefill, Batch
   step.can_chain &= !sequence.sample || executor_->can_chain(task.id);
   step.rows.push_back({slot, tokens, prefill, sequence.sample});
   ++task.steps;
+}
+
+std::optional<DraftBudget> Loop::draft_budget(const Step& step) {
+  const std::vector<int32_t>& decode = step.plan.decode;
+  if (options_.prompt_lookup == 0 || decode.empty() || !policy_->takes_drafts()) return {};
+  double smallest_tpot = std::numeric_limits<double>::infinity();
+  for (int32_t slot : decode) {
+    smallest_tpot = std::min(smallest_tpot, table_.view(slot).slo.tpot.value_or(smallest_tpot));
+  }
+  return DraftBudget(*latency_, step.outcome.features, smallest_tpot);
+}
+
+// Guesses what follows the decode row that was added last, as far as its KV blocks reach: no
+// account of blocks changes, whatever becomes of the drafts.
+void Loop::add_drafts(Row& row, DraftBudget& budget, Batch& batch) {
+  const TaskState& task = table_.state(row.slot);
+  const TaskView& view = table_.view(row.slot);
+  const int32_t most = std::min(
+      {options_.prompt_lookup, view.blocks * ledger_.block_tokens() - (view.cached + 1),
+       view.max_tokens - (view.produced + 1), options_.max_step_tokens - budget.step().tokens});
+  look_up(task.tokens, most, drafts_);
+  row.drafts =
+      budget.take(view.cached, task.drafts.acceptance(), static_cast<int32_t>(drafts_.size()));
+  BatchSequence& sequence = batch.sequences.back();
+  sequence.drafts = row.drafts;
+  sequence.count += row.drafts;
+  batch.tokens.insert(batch.tokens.end(), drafts_.begin(), drafts_.begin() + row.drafts);
 }
 
 // A sequence of nobody, on blocks that are its own while the step runs: no task's KV is touched and

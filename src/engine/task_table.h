@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/drafts.h"
 #include "engine/handle.h"
 #include "engine/text.h"
 #include "kv/ledger.h"
@@ -47,6 +48,7 @@ struct TaskState {
   BlockTable released;       // what it held when it left with a step in flight
   bool admitted = false;     // the executor knows it
   bool interrupted = false;  // dropped or swapped out since it last ran
+  DraftHistory drafts;
   std::shared_ptr<TaskResultBox> handle;
   TextAssembler text;
 

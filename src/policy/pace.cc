@@ -318,9 +318,13 @@ void Pace::commit(const StepPlan& plan, const StepOutcome& outcome, const View& 
   for (int32_t slot : outcome.token_slots) {
     const TaskView& task = view.tasks[slot];
     if (jobs_[slot].place == Place::hopeless) continue;
-    if (task.produced == 1 && !first_is_late(task)) jobs_[slot].overrun = overrun_;
-    // It went on after the token before; whether it does after this one is not known yet.
-    if (task.produced > 1) jobs_[slot].kind->lengths.observe_token(task.produced - 1);
+    Job& job = jobs_[slot];
+    if (job.produced == 0 && !first_is_late(task)) job.overrun = overrun_;
+    // It went on after the tokens before; whether it does after this one is not known yet.
+    for (int32_t length = std::max(1, job.produced); length < task.produced; ++length) {
+      job.kind->lengths.observe_token(length);
+    }
+    job.produced = task.produced;
   }
   if (++commits_ % 64 == 0 && !started_.empty()) {
     double context = 0;

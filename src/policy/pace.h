@@ -80,6 +80,7 @@ class Pace : public Policy {
     uint64_t admitted = 0;      // stamp of the last plan that admitted it
     bool was_admitted = false;  // by a plan that was committed
     double overrun = 0;         // overrun_ when it arrived, or had its first token in time
+    int32_t produced = 0;       // tokens at the last commit that gave it one
   };
 
   // An admitted task: a row, due at its next token; or a prompt, due at the latest start of its

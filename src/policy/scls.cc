@@ -64,6 +64,7 @@ class Scls : public Policy {
     }
   }
 
+  bool takes_drafts() const override { return false; }
   std::string inspect() const override {
     const State& s = state_;
     JsonObject json;

@@ -55,6 +55,7 @@ class Static : public Policy {
     if (plan.runs()) batch_.commit(plan, outcome);
   }
 
+  bool takes_drafts() const override { return false; }
   std::string inspect() const override {
     return JsonObject()
         .add("running", batch_.live())
