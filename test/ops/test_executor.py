@@ -95,6 +95,15 @@ def test_kv_that_was_away(model: _core.Model, loop: str) -> None:
     assert few == 3 * run(model, tasks_of(model))
 
 
+def test_drafts(model: _core.Model) -> None:
+    """Rows with drafts, drawn by the GPU and by the host."""
+    tasks = [
+        _core.TaskSpec(prompt=[3, 1, 4], max_tokens=24, ignore_eos=True, seed=i, **settings)
+        for i, settings in enumerate([{}, {"temperature": 0.3}, {"logprobs": 1}])
+    ]
+    assert run(model, tasks, prompt_lookup=5) == run(model, tasks)
+
+
 def test_two_engines_on_one_model(model: _core.Model) -> None:
     expected = run(model, tasks_of(model))
     results: dict[int, list[list[int]]] = {}
