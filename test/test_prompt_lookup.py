@@ -155,3 +155,8 @@ def test_batches_that_go_on_in_step_take_no_drafts(model: _core.Model) -> None:
 def test_a_count_is_expected(model: _core.Model, value: object) -> None:
     with pytest.raises(_core.InvalidArgument, match="prompt_lookup: got .*, expected 0 "):
         _core.Engine(model, "orca", FREE, kv_cache_bytes=1 << 20, prompt_lookup=value)
+
+
+def test_the_overlapped_loop_refuses_it(model: _core.Model) -> None:
+    with pytest.raises(_core.InvalidArgument, match="prompt_lookup: got 3, expected 0 with the"):
+        _core.Engine(model, "orca", FREE, kv_cache_bytes=1 << 20, prompt_lookup=3, loop="overlap")
