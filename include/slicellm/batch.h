@@ -25,6 +25,7 @@ struct BatchSequence {
   int32_t prompt_len = 0;       // original prompt length (kept over recompute; ChatGLM-6B needs it)
   bool sample = false;          // the last token's logits give the next token
   bool chained = false;         // the last token is still to be drawn
+  int32_t drawn = 0;            // where it will be in Batch::drawn, if that is set
   int32_t drafts = 0;           // the last tokens that are drafts
   std::vector<int32_t> blocks;  // block table, covers past + count tokens
 };
@@ -42,6 +43,9 @@ struct Batch {
   std::vector<int32_t> tokens;  // [n] token ids
   std::vector<BatchSequence> sequences;
   std::vector<KvCopy> copies;  // in order
+  // Set by an executor whose device draws the tokens: device memory in which those of chained
+  // sequences are by the time that the step's first op runs.
+  const int32_t* drawn = nullptr;
 };
 
 // The guessed tokens of a sequence of `batch`.

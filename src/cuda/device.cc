@@ -195,13 +195,9 @@ void CudaDevice::write(std::span<const float> from, Activation& to) {
   stream_.synchronize();
 }
 
-void CudaDevice::chain(std::span<const ChainedToken> tokens, const int32_t* drawn) {
-  chained_.assign(tokens.begin(), tokens.end());
-  drawn_ = drawn;
-}
-
-void CudaDevice::begin_step(const Batch& /*batch*/) {
+void CudaDevice::begin_step(const Batch& batch) {
   select();
+  batch_ = &batch;
   staging_.begin();
   plans_.clear();
 }
@@ -216,11 +212,12 @@ void CudaDevice::embed(std::span<const int32_t> tokens, const EmbeddingTable& ta
   }
   select();
   ids_.assign(tokens.begin(), tokens.end());
-  for (const ChainedToken& t : chained_) ids_.at(t.position) = -1 - t.source;
-  chained_.clear();
+  for (const BatchSequence& s : batch_->sequences) {
+    if (s.chained) ids_.at(static_cast<size_t>(s.begin + s.count - 1)) = -1 - s.drawn;
+  }
   const int32_t* ids = staging_.put(std::span<const int32_t>(ids_));
   staging_.flush();
-  embed_rows(stream_, dynamic_cast<const CudaEmbedding&>(table).table(), ids, drawn_,
+  embed_rows(stream_, dynamic_cast<const CudaEmbedding&>(table).table(), ids, batch_->drawn,
              static_cast<int64_t>(tokens.size()), x.data());
 }
 

@@ -40,14 +40,6 @@ class CudaDevice final : public Device {
   void read(const Activation& from, std::span<float> to) override;
   void write(std::span<const float> from, Activation& to) override;
 
-  // The next step's token at each `position` is the one at `source` of `drawn`, in device memory by
-  // the time that the step's first op runs.
-  struct ChainedToken {
-    size_t position;
-    int32_t source;
-  };
-  void chain(std::span<const ChainedToken> tokens, const int32_t* drawn);
-
   void begin_step(const Batch& batch) override;
   void embed(std::span<const int32_t> tokens, const EmbeddingTable& table, Activation& x) override;
   void norm_linear(Activation& x, int64_t n, const PackedNorm& norm, const PackedLinear& linear,
@@ -84,8 +76,7 @@ class CudaDevice final : public Device {
   int threads_;
   Stream stream_;
   StepStaging staging_;
-  std::vector<ChainedToken> chained_;  // of the next step
-  const int32_t* drawn_ = nullptr;
+  const Batch* batch_ = nullptr;  // of this step
   std::vector<int32_t> ids_;
   DeviceBuffer linear_input_, linear_sums_;
   DeviceBuffer queries_, partials_, counters_;  // of attention

@@ -136,16 +136,12 @@ class CudaExecutor final : public Executor {
   }
 
   // Forward pass and drawing of tokens.
-  void start(const Batch& batch, Step& step) {
+  void start(Batch& batch, Step& step) {
     rows_.clear();
     drawn_.clear();
-    chained_.clear();
     std::vector<int32_t> to_host;  // rows of the logits
-    for (const BatchSequence& s : batch.sequences) {
-      if (s.chained) {
-        const auto position = static_cast<size_t>(s.begin + s.count - 1);
-        chained_.push_back({position, tasks_.at(s.task).place});
-      }
+    for (BatchSequence& s : batch.sequences) {
+      if (s.chained) s.drawn = tasks_.at(s.task).place;
       if (!s.sample) continue;
       auto index = static_cast<int32_t>(rows_.size());
       for (int32_t back = s.drafts; back >= 0; --back) {
@@ -172,7 +168,7 @@ class CudaExecutor final : public Executor {
       const auto rows = static_cast<int64_t>(std::bit_ceil(rows_.size()));
       logits_ = device_.allocate(rows * vocab_);
     }
-    device_.chain(chained_, sampler_.drawn());
+    batch.drawn = sampler_.drawn();
     model_->forward(batch, *kv_, rows_, *logits_);
     if (!drawn_.empty()) sampler_.draw(logits_->data(), vocab_, drawn_, step.tokens);
     const size_t row_bytes = sizeof(float) * static_cast<size_t>(vocab_);
@@ -200,7 +196,6 @@ class CudaExecutor final : public Executor {
   std::unique_ptr<Activation> logits_;  // [rows, vocab]
   std::vector<int32_t> rows_;
   std::vector<SampleRow> drawn_;
-  std::vector<CudaDevice::ChainedToken> chained_;
 };
 
 }  // namespace
