@@ -35,7 +35,7 @@ _NO_MOE = "mixture-of-experts models are not supported yet"
 _ONE_GPU = "a model runs on one device"
 _ALL_ON_GPU = "with --device cuda the whole model is on the GPU"
 _KV_LIMIT = "--kv_cache_limit says how much memory keys and values take"
-_NO_SPECULATION = "speculative decoding is not supported yet"
+_NO_SPECULATION = "the only speculation is Engine(prompt_lookup=K), without a draft model"
 _CACHED = "what prompts have in common is computed once in any case"
 
 MODEL_FLAGS = (
