@@ -63,10 +63,10 @@ class Executor {
 
 class Model;
 
-// Runs `model` with its own KV pools. On a CPU it is lazy: `submit` only records a batch, `wait`
-// computes it on the calling thread (and the device's threads). On a GPU `submit` starts the step
-// and `wait` waits for it; tokens are drawn there, unless a task asks for logprobs or a repetition
-// penalty. Throws Error(resource) when the pools do not fit.
+// Runs `model` with its own KV pools. On a CPU and on several devices it is lazy: `submit` only
+// records a batch, `wait` computes it on the calling thread (and the device's threads). On a GPU
+// `submit` starts the step and `wait` waits for it; tokens are drawn there, unless a task asks for
+// logprobs or a repetition penalty. Throws Error(resource) when the pools do not fit.
 std::shared_ptr<Executor> make_executor(std::shared_ptr<Model> model, int32_t device_blocks,
                                         int32_t host_blocks);
 

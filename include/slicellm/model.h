@@ -3,6 +3,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "slicellm/batch.h"
@@ -51,12 +52,38 @@ struct PackCacheResult {
   std::string error;  // of a failure: one sentence
 };
 
-// Packed weights of one model on one device. Immutable after load, shared by engines; `forward`
+// Layers in a row on one device.
+struct ModelPart {
+  std::shared_ptr<Device> device;
+  int32_t layers = 0;
+};
+// Where a model's layers are, first to last: the first part has the embedding too, the last one the
+// head. Activations go from part to part through host memory, once a step.
+using Placement = std::vector<ModelPart>;
+
+// The places of a text:
+//   "cpu", "numa", "cuda", "cuda:1"  everything on that device
+//   "cuda:0=20,cpu=8"  the first 20 layers on the GPU, 8 on the CPU; in proportion, with at least
+//                      one each, where the numbers do not add up to the model's layers. Parts of
+//                      the same name share one device.
+//   "auto"             the first GPU, where there is one; of a model that does not fit there the
+//                      last layers, as many as do, and the rest on the CPU
+// Throws Error(invalid_argument) for other texts and for more parts than layers, and what
+// make_device throws.
+Placement make_placement(std::string_view text, const ModelFile& file, const CpuOptions& cpu,
+                         const ModelOptions& options);
+// "AMD EPYC, avx2, 2 threads", or of several parts "20 layers on ...; 8 layers on ...".
+std::string describe(const Placement& placement);
+
+// Packed weights of one model on its devices. Immutable after load, shared by engines; `forward`
 // uses a workspace, so one thread at a time.
 class Model {
  public:
   // Throws Error(io | format | unsupported | resource). A pack cache that cannot be used or written
   // is no error, see pack_cache().
+  static std::shared_ptr<Model> load(std::shared_ptr<const ModelFile> file, Placement placement,
+                                     const ModelOptions& options);
+  // All of it on one device.
   static std::shared_ptr<Model> load(const std::string& path, std::shared_ptr<Device> device,
                                      const ModelOptions& options);
   static std::shared_ptr<Model> load(std::shared_ptr<const ModelFile> file,
@@ -65,21 +92,26 @@ class Model {
 
   virtual const ModelSpec& spec() const = 0;
   virtual const ModelFile& file() const = 0;
-  virtual Device& device() const = 0;
-  virtual KvLayout kv_layout() const = 0;
+  virtual const Placement& placement() const = 0;
+  Device& device() const { return *placement().back().device; }  // where logits are computed
+  virtual KvLayout kv_layout() const = 0;                        // of all layers
   virtual size_t weight_bytes() const = 0;
-  // About what a step of `tokens` tokens and `rows` rows of logits takes beside weights and KV.
-  virtual size_t step_bytes(int64_t tokens, int64_t rows) const = 0;
   virtual const PackCacheResult& pack_cache() const = 0;
   virtual std::string fingerprint() const = 0;  // model, dtypes, threads, CPU: keys calibrations
 
-  // One step. Writes logits[rows.size(), vocab], in device memory, for the given flat token
-  // indices; K and V go to `kv` through the batch's block tables. On a GPU the step has only been
-  // started on return; Device::read waits for it. Throws Error(invalid_argument) for a bad batch or
-  // too small a `logits`.
+  // Blocks of kv_layout(), each part's layers on its device.
+  virtual std::unique_ptr<KvStorage> allocate_kv(int32_t blocks) const = 0;
+  // One step. Writes logits[rows.size(), vocab], in memory of device(), for the given flat token
+  // indices; K and V go to `kv`, of allocate_kv(), through the batch's block tables. On a GPU the
+  // step has only been started on return; Device::read waits for it. Throws Error(invalid_argument)
+  // for a bad batch or too small a `logits`.
   virtual void forward(const Batch& batch, KvStorage& kv, std::span<const int32_t> rows,
                        Activation& logits) = 0;
 };
+
+// About what a step of `tokens` tokens and `rows` rows of logits takes on a device beside weights
+// and KV.
+size_t step_bytes(const ModelSpec& spec, int64_t tokens, int64_t rows);
 
 // Family files: recognise a config, fill the spec, and say what the weights are called.
 ModelSpec make_model_spec(const ModelFile& file);

@@ -115,7 +115,7 @@ class Model:
     @property
     def threads(self) -> int: ...
     @property
-    def device(self) -> str: ...  # description of the device
+    def device(self) -> str: ...  # description of the device, or of the parts
     @property
     def fingerprint(self) -> str: ...
     @property

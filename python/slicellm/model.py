@@ -24,14 +24,16 @@ Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 
 class Model:
-    """A model on a device. Immutable; engines share it.
+    """A model on a device, or in parts on several. Immutable; engines share it.
 
     Args:
         path: a .flm file, an `ftllm export` directory or a Hugging Face directory.
         dtype: what the linear layers of a Hugging Face directory become ("float16", "int8",
             "int4", "int4g128", ...); None keeps the file's own. Other files keep theirs.
         device: "cpu", "numa" (a CPU whose memory is in several nodes), "cuda" (the first NVIDIA
-            GPU) or "cuda:1".
+            GPU) or "cuda:1". "cuda:0=20,cpu=8" gives the first 20 layers to the GPU and 8 to the
+            CPU; other numbers than the model's are proportions. "auto" is the GPU, where there is
+            one; of a model too large for it the last layers, as many as fit, and the CPU.
         threads: CPU threads; None = every usable core. A GPU has no use for it.
         activation: how quantised weights meet activations on a CPU: "auto", "float32" or "int8".
             On a GPU they are decoded and meet 16-bit ones.
@@ -94,7 +96,7 @@ class Model:
 
     @property
     def device(self) -> str:
-        """A description of the device."""
+        """A description of the device, or of the parts."""
         return self.core.device
 
     @property

@@ -152,27 +152,39 @@ py::dict wait(PyTaskHandle& handle, double timeout) {
 }
 
 // KV blocks of the device pool when no size is given: of what is free beside the largest step,
-// half, shared with the host pool where both are one memory, else nine tenths; and no more than all
-// rows at their longest can use.
+// half, shared with the host pool where both are one memory, else nine tenths; the least over the
+// model's devices, and no more than all rows at their longest can use.
 int32_t default_blocks(const Model& model, const KvLayout& layout, int64_t host_kv_bytes,
                        const EngineOptions& options) {
-  const bool shared = model.device().shares_host_memory();
   const auto step =
-      static_cast<double>(model.step_bytes(options.max_step_tokens, options.max_rows));
-  const double free =
-      (static_cast<double>(model.device().free_memory()) - step) * (shared ? 0.5 : 0.9);
-  double budget = free;
-  if (shared) budget = host_kv_bytes < 0 ? free / 2 : free - static_cast<double>(host_kv_bytes);
-  const double fits = std::max(0.0, budget / static_cast<double>(layout.block_bytes()));
+      static_cast<double>(step_bytes(model.spec(), options.max_step_tokens, options.max_rows));
+  const auto block_bytes = static_cast<double>(layout.block_bytes());
+  double fits = kInt32Max;
+  for (const ModelPart& part : model.placement()) {
+    double steps = 0, bytes = 0;  // of all parts on this device: at a step, a block
+    for (const ModelPart& other : model.placement()) {
+      if (other.device != part.device) continue;
+      steps += step;
+      bytes += block_bytes * other.layers / layout.layers;
+    }
+    const bool shared = part.device->shares_host_memory();
+    double budget =
+        (static_cast<double>(part.device->free_memory()) - steps) * (shared ? 0.5 : 0.9);
+    if (shared && host_kv_bytes < 0) bytes += block_bytes;  // as many there
+    if (shared && host_kv_bytes > 0) budget -= static_cast<double>(host_kv_bytes);
+    fits = std::min(fits, std::max(0.0, budget / bytes));
+  }
   const double useful =
       static_cast<double>(options.max_rows) * (options.max_context / layout.block_tokens + 1);
-  return static_cast<int32_t>(std::min({fits, useful, static_cast<double>(kInt32Max)}));
+  return static_cast<int32_t>(std::min(fits, useful));
 }
 
 // KV blocks of the host pool when no size is given: as many as on the device, within half of the
 // host's free memory where that is another one.
 int64_t default_host_blocks(const Model& model, int64_t block_bytes, int64_t device_blocks) {
-  if (model.device().shares_host_memory()) return device_blocks;
+  for (const ModelPart& part : model.placement()) {
+    if (part.device->shares_host_memory()) return device_blocks;
+  }
   const auto free = static_cast<int64_t>(cpu::available_memory());
   return std::min(device_blocks, free / 2 / block_bytes);
 }

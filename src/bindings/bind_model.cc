@@ -80,7 +80,18 @@ std::shared_ptr<Model> load(const std::string& path, const std::string& dtype,
   cpu.threads = threads;
   cpu.isa = isa;
   py::gil_scoped_release release;
-  return Model::load(path, make_device(device, cpu), options);
+  const std::shared_ptr<const ModelFile> file = open_model_file(path);
+  return Model::load(file, make_placement(device, *file, cpu, options), options);
+}
+
+// Threads that compute. Where a part is on a CPU they are its; a GPU's, which pack weights, are as
+// many as there are cores.
+int threads_of(const Model& model) {
+  int threads = model.device().threads();
+  for (const ModelPart& part : model.placement()) {
+    threads = std::min(threads, part.device->threads());
+  }
+  return threads;
 }
 
 // The sizes of the steps that `count` tokens are fed in.
@@ -148,7 +159,7 @@ py::array_t<float> forward(Model& model, const std::vector<int64_t>& ids, const 
   sequence.prompt_len = static_cast<int32_t>(prompt_len == 0 ? n : prompt_len);
   sequence.blocks.resize((n + layout.block_tokens - 1) / layout.block_tokens);
   std::iota(sequence.blocks.begin(), sequence.blocks.end(), 0);
-  const auto kv = model.device().allocate_kv(layout, static_cast<int32_t>(sequence.blocks.size()));
+  const auto kv = model.allocate_kv(static_cast<int32_t>(sequence.blocks.size()));
   const auto device_logits =
       model.device().allocate(int64_t{spec.vocab} * *std::ranges::max_element(sizes));
   for (int32_t size : sizes) {
@@ -171,7 +182,7 @@ py::array_t<float> forward(Model& model, const std::vector<int64_t>& ids, const 
 
 void bind_model(py::module_& m) {
   py::class_<Model, std::shared_ptr<Model>>(
-      m, "Model", "Packed weights of one model on one device. Immutable; shared by engines.")
+      m, "Model", "Packed weights of one model on its devices. Immutable; shared by engines.")
       .def_static("load", &load, py::arg("path"), py::arg("dtype") = "auto",
                   py::arg("device") = "cpu", py::arg("threads") = 0, py::arg("activation") = "auto",
                   py::arg("kv_cache_dtype") = "float16", py::arg("isa") = "",
@@ -184,8 +195,9 @@ void bind_model(py::module_& m) {
       .def_property_readonly(
           "file", [](const Model& model) -> const ModelFile& { return model.file(); },
           py::return_value_policy::reference_internal)
-      .def_property_readonly("threads", [](const Model& model) { return model.device().threads(); })
-      .def_property_readonly("device", [](const Model& model) { return model.device().describe(); })
+      .def_property_readonly("threads", &threads_of)
+      .def_property_readonly("device",
+                             [](const Model& model) { return describe(model.placement()); })
       .def_property_readonly("fingerprint", &Model::fingerprint)
       .def_property_readonly(
           "pack_cache",

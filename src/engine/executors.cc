@@ -35,9 +35,9 @@ std::shared_ptr<Executor> make_executor(std::shared_ptr<Model> model, int32_t de
                 std::to_string(device_blocks) + " and " + std::to_string(host_blocks),
                 "at least one on the device and none or more in host memory");
   }
-  const bool cuda = model->device().name() == "cuda";
-  return (cuda ? make_cuda_executor : make_cpu_executor)(std::move(model), device_blocks,
-                                                         host_blocks);
+  const bool cuda = model->placement().size() == 1 && model->device().name() == "cuda";
+  return (cuda ? make_cuda_executor : make_host_executor)(std::move(model), device_blocks,
+                                                          host_blocks);
 }
 
 }  // namespace slicellm

@@ -12,9 +12,9 @@ namespace slicellm {
 constexpr size_t kMaxInFlight = 2;
 
 // Pools of at least one block on the device.
-std::shared_ptr<Executor> make_cpu_executor(std::shared_ptr<Model> model, int32_t device_blocks,
-                                            int32_t host_blocks);
-// The model must be on a CUDA device.
+std::shared_ptr<Executor> make_host_executor(std::shared_ptr<Model> model, int32_t device_blocks,
+                                             int32_t host_blocks);
+// All of the model must be on one CUDA device.
 std::shared_ptr<Executor> make_cuda_executor(std::shared_ptr<Model> model, int32_t device_blocks,
                                              int32_t host_blocks);
 

@@ -177,7 +177,7 @@ std::unique_ptr<LatencyModel> calibrate(std::shared_ptr<Model> model, double sec
   std::snprintf(measured, sizeof measured, "; %lld steps in %.1f s", static_cast<long long>(steps),
                 elapsed());
   auto fitted = std::make_unique<PiecewiseModel>(
-      samples, model->fingerprint() + "; " + model->device().describe() + measured);
+      samples, model->fingerprint() + "; " + describe(model->placement()) + measured);
 
   // The spread of single steps, not of the medians, is what the quantile has to cover.
   std::vector<double> ratios;

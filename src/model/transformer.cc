@@ -7,6 +7,7 @@
 #include "model/batch_check.h"
 #include "model/family.h"
 #include "model/pack_cache.h"
+#include "model/split_kv.h"
 #include "model/weights.h"
 #include "slicellm/error.h"
 #include "slicellm/model.h"
@@ -24,6 +25,23 @@ struct Layer {
   std::unique_ptr<PackedLinear> qkv, attention_out, up, down;
 };
 
+// A part of the model, with the workspace of its steps.
+struct Stage {
+  Device* device = nullptr;
+  int32_t begin = 0;  // its first layer
+  std::vector<Layer> layers;
+  std::unique_ptr<PackedRope> rope;
+  std::unique_ptr<Activation> x, qkv, attended, inner;
+};
+
+int64_t attended_width(const ModelSpec& spec) { return int64_t{spec.heads} * spec.head_dim; }
+int64_t qkv_width(const ModelSpec& spec) {
+  return attended_width(spec) + 2 * int64_t{spec.kv_heads} * spec.head_dim;
+}
+int64_t workspace_rows(int64_t n) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
+}
+
 // FNV-1a: stable across builds and machines, which std::hash is not.
 uint64_t hash_text(const std::string& text, uint64_t hash) {
   for (unsigned char c : text) hash = (hash ^ c) * 0x100000001b3;
@@ -33,23 +51,38 @@ uint64_t hash_text(const std::string& text, uint64_t hash) {
 // The forward pass of every family, written once against the device's coarse ops.
 class TransformerModel final : public Model {
  public:
-  TransformerModel(std::shared_ptr<const ModelFile> file, std::shared_ptr<Device> device,
+  TransformerModel(std::shared_ptr<const ModelFile> file, Placement placement,
                    const ModelOptions& options, PackCache* cache)
-      : file_(std::move(file)), device_(std::move(device)), kv_dtype_(options.kv_dtype) {
-    if (!device_->supports_kv(kv_dtype_)) {
+      : file_(std::move(file)), placement_(std::move(placement)), kv_dtype_(options.kv_dtype) {
+    for (const ModelPart& part : placement_) {
+      if (part.device->supports_kv(kv_dtype_)) continue;
       throw Error(ErrorKind::unsupported, "kv_cache_dtype",
-                  to_string(kv_dtype_) + " on device " + device_->name(),
+                  to_string(kv_dtype_) + " on device " + part.device->name(),
                   "float16 or int8, on a CPU also float32");
     }
     const ModelLayout layout = make_model_layout(*file_);
     spec_ = layout.spec;
     rope_ = layout.rope;
+    int32_t layers = 0;
+    for (const ModelPart& part : placement_) layers += part.layers;
+    if (layers != spec_.layers) {
+      throw Error(ErrorKind::invalid_argument, "placement", std::to_string(layers) + " layers",
+                  "the model's " + std::to_string(spec_.layers));
+    }
+    WeightLoader loader(*file_, options, layout, cache);
+    embedding_ = loader.embedding(*placement_.front().device, layout.embedding, spec_);
+    auto source = layout.layers.begin();
+    for (const ModelPart& part : placement_) {
+      Stage& stage = stages_.emplace_back();
+      stage.device = part.device.get();
+      stage.begin = static_cast<int32_t>(source - layout.layers.begin());
+      for (int32_t i = 0; i < part.layers; ++i) {
+        stage.layers.push_back(load_layer(loader, *stage.device, *source++));
+      }
+    }
     make_rope(std::min(spec_.max_positions, kRopeRowsAtLoad));
-    WeightLoader loader(*file_, *device_, options, layout, cache);
-    embedding_ = loader.embedding(layout.embedding, spec_);
-    for (const LayerSource& source : layout.layers) layers_.push_back(load_layer(loader, source));
-    final_norm_ = loader.norm(layout.final_norm, spec_);
-    head_ = loader.linear(layout.head, false);
+    final_norm_ = loader.norm(device(), layout.final_norm, spec_);
+    head_ = loader.linear(device(), layout.head, false);
     for (const PackedLinear* linear : linears()) weight_bytes_ += linear->bytes();
     inventory_ = loader.inventory();
     fingerprint_ = make_fingerprint(options);
@@ -58,7 +91,7 @@ class TransformerModel final : public Model {
 
   void write_cache(const std::string& path, const std::string& key) {
     try {
-      write_pack_cache(path, key, inventory_, linears(), device_->threads());
+      write_pack_cache(path, key, inventory_, linears(), device().threads());
       pack_cache_.state = PackCacheResult::State::written;
     } catch (const Error& e) {
       pack_cache_ = {PackCacheResult::State::failed, e.what()};
@@ -67,29 +100,20 @@ class TransformerModel final : public Model {
 
   const ModelSpec& spec() const override { return spec_; }
   const ModelFile& file() const override { return *file_; }
-  Device& device() const override { return *device_; }
+  const Placement& placement() const override { return placement_; }
   size_t weight_bytes() const override { return weight_bytes_; }
   const PackCacheResult& pack_cache() const override { return pack_cache_; }
   std::string fingerprint() const override { return fingerprint_; }
 
-  size_t step_bytes(int64_t tokens, int64_t rows) const override {
-    // Activations are float32; a GPU has a copy of one linear's input and of all queries in 16
-    // bits.
-    const int64_t attended = attended_width();
-    const int64_t widest = std::max({int64_t{spec_.hidden}, int64_t{spec_.inner}, attended});
-    const int64_t floats = spec_.hidden + qkv_width() + attended + spec_.inner;
-    return static_cast<size_t>(workspace_rows(tokens) * 4 * floats +
-                               tokens * 2 * (widest + attended) +
-                               workspace_rows(rows) * 4 * spec_.vocab);
-  }
+  KvLayout kv_layout() const override { return kv_layout(spec_.layers); }
 
-  KvLayout kv_layout() const override {
-    KvLayout layout;
-    layout.layers = spec_.layers;
-    layout.kv_heads = spec_.kv_heads;
-    layout.head_dim = spec_.head_dim;
-    layout.dtype = kv_dtype_;
-    return layout;
+  std::unique_ptr<KvStorage> allocate_kv(int32_t blocks) const override {
+    if (placement_.size() == 1) return device().allocate_kv(kv_layout(), blocks);
+    std::vector<std::unique_ptr<KvStorage>> parts;
+    for (const ModelPart& part : placement_) {
+      parts.push_back(part.device->allocate_kv(kv_layout(part.layers), blocks));
+    }
+    return std::make_unique<SplitKvStorage>(kv_layout(), std::move(parts));
   }
 
   void forward(const Batch& batch, KvStorage& kv, std::span<const int32_t> rows,
@@ -101,56 +125,80 @@ class TransformerModel final : public Model {
       throw Error(ErrorKind::invalid_argument, "logits",
                   std::to_string(logits.capacity()) + " floats", std::to_string(floats));
     }
-    const int64_t n = static_cast<int64_t>(batch.tokens.size());
-    reserve(batch, n);
+    reserve(batch);
+    auto* split = dynamic_cast<SplitKvStorage*>(&kv);
+    if (stages_.size() != (split ? split->parts() : 1)) {
+      throw Error(ErrorKind::invalid_argument, "kv", "other parts than the model's",
+                  "what Model::allocate_kv made");
+    }
+    for (size_t i = 0; i < stages_.size(); ++i) {
+      Stage& stage = stages_[i];
+      if (i > 0) hand_over(stages_[i - 1], stage, batch.tokens.size());
+      stage.device->begin_step(batch);
+      if (i == 0) stage.device->embed(batch.tokens, *embedding_, *stage.x);
+      run_layers(stage, batch, split ? split->part(i) : kv);
+    }
+    if (!rows.empty()) device().logits(*stages_.back().x, rows, *final_norm_, *head_, logits);
+  }
+
+ private:
+  void run_layers(Stage& stage, const Batch& batch, KvStorage& kv) {
     AttentionArgs attention;
     attention.batch = &batch;
-    attention.qkv = qkv_.get();
-    attention.out = attended_.get();
+    attention.qkv = stage.qkv.get();
+    attention.out = stage.attended.get();
     attention.kv = &kv;
     attention.heads = spec_.heads;
     attention.kv_heads = spec_.kv_heads;
     attention.head_dim = spec_.head_dim;
     attention.scale = spec_.attention_scale;
-    attention.rope = packed_rope_.get();
+    attention.rope = stage.rope.get();
     attention.bidirectional_prompt = !spec_.prefill_divisible;
 
-    Device& device = *device_;
+    Device& device = *stage.device;
+    Activation& x = *stage.x;
+    const auto n = static_cast<int64_t>(batch.tokens.size());
     const bool normed = spec_.norm_is_residual;
     const float alpha = spec_.residual_alpha;
-    device.begin_step(batch);
-    device.embed(batch.tokens, *embedding_, *x_);
-    for (int32_t i = 0; i < spec_.layers; ++i) {
-      const Layer& layer = layers_[i];
-      device.norm_linear(*x_, n, *layer.attention_norm, *layer.qkv, normed, *qkv_);
-      attention.layer = i;
-      attention.sliding_window = i < spec_.window_from_layer ? 0 : spec_.sliding_window;
+    for (attention.layer = 0; const Layer& layer : stage.layers) {
+      device.norm_linear(x, n, *layer.attention_norm, *layer.qkv, normed, *stage.qkv);
+      const bool windowed = stage.begin + attention.layer >= spec_.window_from_layer;
+      attention.sliding_window = windowed ? spec_.sliding_window : 0;
       device.rope_append_attend(attention);
-      device.linear_add(*attended_, n, *layer.attention_out, alpha, *x_);
-      device.norm_linear_act(*x_, n, *layer.mlp_norm, *layer.up, spec_.activation, normed, *inner_);
-      device.linear_add(*inner_, n, *layer.down, alpha, *x_);
+      device.linear_add(*stage.attended, n, *layer.attention_out, alpha, x);
+      device.norm_linear_act(x, n, *layer.mlp_norm, *layer.up, spec_.activation, normed,
+                             *stage.inner);
+      device.linear_add(*stage.inner, n, *layer.down, alpha, x);
+      ++attention.layer;
     }
-    if (!rows.empty()) device.logits(*x_, rows, *final_norm_, *head_, logits);
   }
 
- private:
-  Layer load_layer(WeightLoader& loader, const LayerSource& source) {
+  // The activations of n tokens to the next part, through host memory.
+  void hand_over(const Stage& from, Stage& to, size_t n) {
+    handed_over_.resize(n * static_cast<size_t>(spec_.hidden));
+    from.device->read(*from.x, handed_over_);
+    to.device->write(handed_over_, *to.x);
+  }
+
+  Layer load_layer(WeightLoader& loader, Device& device, const LayerSource& source) {
     Layer layer;
-    layer.attention_norm = loader.norm(source.attention_norm, spec_);
-    layer.qkv = loader.linear(source.qkv, false);
-    layer.attention_out = loader.linear(source.attention_out, false);
-    layer.mlp_norm = loader.norm(source.mlp_norm, spec_);
-    layer.up = loader.linear(source.up, spec_.activation == GateActivation::silu_gate);
-    layer.down = loader.linear(source.down, false);
+    layer.attention_norm = loader.norm(device, source.attention_norm, spec_);
+    layer.qkv = loader.linear(device, source.qkv, false);
+    layer.attention_out = loader.linear(device, source.attention_out, false);
+    layer.mlp_norm = loader.norm(device, source.mlp_norm, spec_);
+    layer.up = loader.linear(device, source.up, spec_.activation == GateActivation::silu_gate);
+    layer.down = loader.linear(device, source.down, false);
     return layer;
   }
 
   // All of them, in the order of their packing.
   std::vector<const PackedLinear*> linears() const {
     std::vector<const PackedLinear*> all;
-    for (const Layer& layer : layers_) {
-      for (const auto* linear : {&layer.qkv, &layer.attention_out, &layer.up, &layer.down}) {
-        all.push_back(linear->get());
+    for (const Stage& stage : stages_) {
+      for (const Layer& layer : stage.layers) {
+        for (const auto* linear : {&layer.qkv, &layer.attention_out, &layer.up, &layer.down}) {
+          all.push_back(linear->get());
+        }
       }
     }
     all.push_back(head_.get());
@@ -164,30 +212,32 @@ class TransformerModel final : public Model {
     }
     hash = hash_text(to_string(kv_dtype_) + ";" +
                          std::to_string(static_cast<int>(options.activation)) + ";" +
-                         device_->describe() + ";" + std::to_string(device_->threads()),
+                         describe(placement_) + ";" + std::to_string(device().threads()),
                      hash);
     char text[24];
     std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(hash));
     return spec_.family + "-" + text;
   }
 
-  int64_t attended_width() const { return int64_t{spec_.heads} * spec_.head_dim; }
-  int64_t qkv_width() const {
-    return attended_width() + 2 * int64_t{spec_.kv_heads} * spec_.head_dim;
-  }
-  static int64_t workspace_rows(int64_t n) {
-    return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));
+  KvLayout kv_layout(int32_t layers) const {
+    return {.layers = layers,
+            .kv_heads = spec_.kv_heads,
+            .head_dim = spec_.head_dim,
+            .dtype = kv_dtype_};
   }
 
   // Grows the workspace and the rotary tables to what the batch needs; usually does nothing.
-  void reserve(const Batch& batch, int64_t n) {
+  void reserve(const Batch& batch) {
+    const auto n = static_cast<int64_t>(batch.tokens.size());
     if (n > capacity_) {
       const int64_t rows = workspace_rows(n);
       capacity_ = 0;
-      x_ = device_->allocate(rows * spec_.hidden);
-      qkv_ = device_->allocate(rows * qkv_width());
-      attended_ = device_->allocate(rows * attended_width());
-      inner_ = device_->allocate(rows * spec_.inner);
+      for (Stage& stage : stages_) {
+        stage.x = stage.device->allocate(rows * spec_.hidden);
+        stage.qkv = stage.device->allocate(rows * qkv_width(spec_));
+        stage.attended = stage.device->allocate(rows * attended_width(spec_));
+        stage.inner = stage.device->allocate(rows * spec_.inner);
+      }
       capacity_ = rows;
     }
     int32_t positions = 0;
@@ -203,19 +253,18 @@ class TransformerModel final : public Model {
   void make_rope(int32_t positions) {
     auto table = std::make_shared<RopeTable>(rope_table_ ? *rope_table_ : RopeTable{});
     extend_rope_table(rope_, positions, *table);
-    packed_rope_ = device_->pack_rope(table);
+    for (Stage& stage : stages_) stage.rope = stage.device->pack_rope(table);
     rope_table_ = std::move(table);
   }
 
   std::shared_ptr<const ModelFile> file_;
-  std::shared_ptr<Device> device_;
+  Placement placement_;
   DType kv_dtype_;
   ModelSpec spec_;
   RopeParameters rope_;
   std::shared_ptr<const RopeTable> rope_table_;
-  std::unique_ptr<PackedRope> packed_rope_;
   std::unique_ptr<EmbeddingTable> embedding_;
-  std::vector<Layer> layers_;
+  std::vector<Stage> stages_;
   std::unique_ptr<PackedNorm> final_norm_;
   std::unique_ptr<PackedLinear> head_;
   size_t weight_bytes_ = 0;
@@ -223,12 +272,22 @@ class TransformerModel final : public Model {
   PackCacheResult pack_cache_;
   std::string fingerprint_;
 
-  std::mutex mutex_;      // of the workspace, the rotary tables and the device's ops
+  std::mutex mutex_;      // of the workspace, the rotary tables and the devices' ops
   int64_t capacity_ = 0;  // rows of the workspace
-  std::unique_ptr<Activation> x_, qkv_, attended_, inner_;
+  std::vector<float> handed_over_;
 };
 
 }  // namespace
+
+size_t step_bytes(const ModelSpec& spec, int64_t tokens, int64_t rows) {
+  // Activations are float32; a GPU has a copy of one linear's input and of all queries in 16 bits.
+  const int64_t attended = attended_width(spec);
+  const int64_t widest = std::max({int64_t{spec.hidden}, int64_t{spec.inner}, attended});
+  const int64_t floats = spec.hidden + qkv_width(spec) + attended + spec.inner;
+  return static_cast<size_t>(workspace_rows(tokens) * 4 * floats +
+                             tokens * 2 * (widest + attended) +
+                             workspace_rows(rows) * 4 * spec.vocab);
+}
 
 std::shared_ptr<Model> Model::load(const std::string& path, std::shared_ptr<Device> device,
                                    const ModelOptions& options) {
@@ -237,21 +296,30 @@ std::shared_ptr<Model> Model::load(const std::string& path, std::shared_ptr<Devi
 
 std::shared_ptr<Model> Model::load(std::shared_ptr<const ModelFile> file,
                                    std::shared_ptr<Device> device, const ModelOptions& options) {
+  const int32_t layers = make_model_spec(*file).layers;
+  return load(std::move(file), Placement{{std::move(device), layers}}, options);
+}
+
+std::shared_ptr<Model> Model::load(std::shared_ptr<const ModelFile> file, Placement placement,
+                                   const ModelOptions& options) {
   if (!options.pack_cache) {
-    return std::make_shared<TransformerModel>(std::move(file), std::move(device), options, nullptr);
+    return std::make_shared<TransformerModel>(std::move(file), std::move(placement), options,
+                                              nullptr);
   }
-  if (device->packed_form().empty()) {
-    throw Error(ErrorKind::unsupported, "pack_cache", "device " + device->name(), "a CPU");
+  for (const ModelPart& part : placement) {
+    if (!part.device->packed_form().empty()) continue;
+    throw Error(ErrorKind::unsupported, "pack_cache", "device " + part.device->name(), "a CPU");
   }
-  const std::string path = pack_cache_path(*file, *device);
-  const std::string key = pack_cache_key(*file, *device, options);
+  const Device& device = *placement.front().device;
+  const std::string path = pack_cache_path(*file, device);
+  const std::string key = pack_cache_key(*file, device, options);
   try {
     PackCache cache(path, key);
-    return std::make_shared<TransformerModel>(file, device, options, &cache);
+    return std::make_shared<TransformerModel>(file, placement, options, &cache);
   } catch (const Error&) {
     // None, another model's or a damaged one. What else may be wrong shows below again.
   }
-  auto model = std::make_shared<TransformerModel>(file, device, options, nullptr);
+  auto model = std::make_shared<TransformerModel>(file, std::move(placement), options, nullptr);
   model->write_cache(path, key);
   return model;
 }

@@ -58,9 +58,32 @@ uint64_t linear_bytes(const ModelFile& file, const LinearSource& source) {
 
 }  // namespace
 
-WeightLoader::WeightLoader(const ModelFile& file, Device& device, const ModelOptions& options,
+uint64_t device_bytes(const ModelFile& file, const LinearSource& source,
+                      const ModelOptions& options) {
+  uint64_t bytes = 0;
+  for (const LinearSource::Part& part : source.parts) {
+    const std::string name = part.name + ".weight";
+    if (!file.contains(name)) continue;
+    const Weight w = file.weight(name);
+    DTypeSpec dtype = dtype_of(w);
+    if (file.kind() == ModelFileKind::hf_dir && !is_quantized(w.dtype)) {
+      dtype = options.dtype_auto ? DTypeSpec{} : options.dtype;
+    }
+    const auto size = static_cast<uint64_t>(part.rows * source.cols);
+    const auto group = static_cast<uint64_t>(dtype.group_size > 0 ? dtype.group_size : source.cols);
+    bytes += size * static_cast<uint64_t>(dtype_bits(dtype.type)) / 8;
+    if (is_quantized(dtype.type)) bytes += size / group * 2 * sizeof(float);
+  }
+  return bytes;
+}
+
+uint64_t device_bytes(const ModelFile& file, const std::string& embedding) {
+  return tensor_bytes(file, embedding + ".weight");
+}
+
+WeightLoader::WeightLoader(const ModelFile& file, const ModelOptions& options,
                            const ModelLayout& layout, PackCache* cache)
-    : file_(file), device_(device), options_(options), cache_(cache) {
+    : file_(file), options_(options), cache_(cache) {
   if (!options.progress) return;
   if (cache != nullptr) {
     total_ = cache->bytes();
@@ -99,8 +122,9 @@ void WeightLoader::advance(uint64_t bytes) {
   options_.progress(std::min(done_, total_), total_);
 }
 
-std::unique_ptr<PackedLinear> WeightLoader::cached_linear(const LinearSource& source, bool gated) {
-  std::unique_ptr<PackedLinear> linear = cache_->next(device_, gated);
+std::unique_ptr<PackedLinear> WeightLoader::cached_linear(Device& device,
+                                                          const LinearSource& source, bool gated) {
+  std::unique_ptr<PackedLinear> linear = cache_->next(device, gated);
   int64_t rows = 0;
   for (const LinearSource::Part& part : source.parts) rows += part.rows;
   if (linear->in_features() != source.cols || linear->out_features() != rows) {
@@ -112,8 +136,9 @@ std::unique_ptr<PackedLinear> WeightLoader::cached_linear(const LinearSource& so
   return linear;
 }
 
-std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source, bool gated) {
-  if (cache_ != nullptr) return cached_linear(source, gated);
+std::unique_ptr<PackedLinear> WeightLoader::linear(Device& device, const LinearSource& source,
+                                                   bool gated) {
+  if (cache_ != nullptr) return cached_linear(device, source, gated);
   std::optional<DTypeSpec> target;
   if (file_.kind() == ModelFileKind::hf_dir) {
     target = options_.dtype_auto ? DTypeSpec{} : options_.dtype;
@@ -141,7 +166,7 @@ std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source, b
       }
       bias = std::move(separate);
     }
-    if (target && !is_quantized(w.dtype)) w = convert(w, *target, device_.threads());
+    if (target && !is_quantized(w.dtype)) w = convert(w, *target, device.threads());
     note(w);
     stack.push_back(std::move(w));
     biases.push_back(std::move(bias));
@@ -153,22 +178,23 @@ std::unique_ptr<PackedLinear> WeightLoader::linear(const LinearSource& source, b
                     " with which it is computed");
   }
   if (!linear_dtype_) linear_dtype_ = dtype_of(stack.front());
-  std::unique_ptr<PackedLinear> packed = device_.pack(stack, biases, options_.activation, gated);
+  std::unique_ptr<PackedLinear> packed = device.pack(stack, biases, options_.activation, gated);
   advance(bytes);
   return packed;
 }
 
-std::unique_ptr<PackedNorm> WeightLoader::norm(const std::string& name, const ModelSpec& spec) {
+std::unique_ptr<PackedNorm> WeightLoader::norm(Device& device, const std::string& name,
+                                               const ModelSpec& spec) {
   NormWeights norm{spec.norm, spec.norm_eps, vector(name + ".weight", spec.hidden), {}};
   if (spec.norm == NormKind::layer) norm.bias = vector(name + ".bias", spec.hidden);
-  return device_.pack_norm(norm);
+  return device.pack_norm(norm);
 }
 
-std::unique_ptr<EmbeddingTable> WeightLoader::embedding(const std::string& name,
+std::unique_ptr<EmbeddingTable> WeightLoader::embedding(Device& device, const std::string& name,
                                                         const ModelSpec& spec) {
   const Weight w = matrix(name, spec.vocab, spec.hidden);
   note(w);
-  std::unique_ptr<EmbeddingTable> table = device_.embedding(w);
+  std::unique_ptr<EmbeddingTable> table = device.embedding(w);
   if (cache_ == nullptr) advance(w.data_bytes);
   return table;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import sys
@@ -107,6 +108,20 @@ def switch(text: str) -> bool:
     return text.lower() in ("true", "1", "on")
 
 
+def device_map(text: str) -> str:
+    """An argparse type: a device, where fastllm's {'cuda:0': 20, 'cpu': 8} is cpu=8,cuda:0=20; like
+    there, parts are in the order of their names."""
+    if not text.startswith("{"):
+        return text
+    try:
+        layers = ast.literal_eval(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        layers = None
+    if not isinstance(layers, dict) or not all(isinstance(name, str) for name in layers):
+        raise argparse.ArgumentTypeError(f"got {show(text)}, expected {{'cuda:0': 20, 'cpu': 8}}")
+    return ",".join(f"{name}={count}" for name, count in sorted(layers.items()))
+
+
 # ---- models --------------------------------------------------------------------------------------
 def add_model_flags(parser: argparse._ActionsContainer, kv_cache: bool = True) -> None:
     """The model and how it is loaded; names as fastllm has them."""
@@ -134,9 +149,11 @@ def add_model_flags(parser: argparse._ActionsContainer, kv_cache: bool = True) -
     )
     parser.add_argument(
         "--device",
+        type=device_map,
         default="cpu",
         metavar="DEVICE",
-        help="where to run: cpu (the default), numa (a CPU of several nodes), cuda or cuda:N",
+        help="where to run: cpu (the default), numa (a CPU of several nodes), cuda, cuda:N, layers "
+        "on several as in cuda:0=20,cpu=8, or auto (on a GPU as many as fit)",
     )
     parser.add_argument(
         "--atype",

@@ -32,7 +32,7 @@ def _no_effect(names: str, reason: str, default: str = "", is_switch: bool = Fal
 
 
 _NO_MOE = "mixture-of-experts models are not supported yet"
-_ONE_GPU = "a model runs on one device"
+_WHOLE_LAYERS = "--device cuda:0=16,cuda:1=16 gives each GPU whole layers"
 _ALL_ON_GPU = "with --device cuda the whole model is on the GPU"
 _KV_LIMIT = "--kv_cache_limit says how much memory keys and values take"
 _NO_SPECULATION = "the only speculation is Engine(prompt_lookup=K), without a draft model"
@@ -51,7 +51,7 @@ MODEL_FLAGS = (
     _refused("--moe_device", _NO_MOE),
     _refused("--moe_device_layers", _NO_MOE, "-1"),
     _refused("--moe_experts", _NO_MOE, "-1"),
-    _refused("--tp", _ONE_GPU),
+    _refused("--tp", _WHOLE_LAYERS),
     _refused("--triton", "kernels are our own", "", True),
     _no_effect("--cache_history", _CACHED),
     _no_effect("--cache_fast", _CACHED),

@@ -11,11 +11,13 @@
 namespace slicellm {
 namespace {
 
-class CpuExecutor final : public Executor {
+// Computes a step when it is waited for, on the calling thread, and draws tokens on the host: for
+// CPUs, and for models in several parts, between which the host carries the activations.
+class HostExecutor final : public Executor {
  public:
-  CpuExecutor(std::shared_ptr<Model> model, int32_t device_blocks, int32_t host_blocks)
+  HostExecutor(std::shared_ptr<Model> model, int32_t device_blocks, int32_t host_blocks)
       : model_(std::move(model)), layout_(model_->kv_layout()), host_blocks_(host_blocks) {
-    kv_ = model_->device().allocate_kv(layout_, device_blocks);
+    kv_ = model_->allocate_kv(device_blocks);
     try {  // pages that are never swapped to are never touched
       host_ = std::make_unique_for_overwrite<std::byte[]>(layout_.block_bytes() *
                                                           static_cast<size_t>(host_blocks));
@@ -27,7 +29,7 @@ class CpuExecutor final : public Executor {
     }
   }
 
-  std::string name() const override { return "cpu"; }
+  std::string name() const override { return model_->device().name(); }
   const KvLayout& kv_layout() const override { return layout_; }
   int32_t num_blocks() const override { return kv_->num_blocks(); }
   int32_t num_host_blocks() const override { return host_blocks_; }
@@ -46,8 +48,10 @@ class CpuExecutor final : public Executor {
     check_oldest(ticket, next_ticket_, queue_.size());
     Batch batch = std::move(queue_.front());
     queue_.pop_front();
-    for (const BatchSequence& s : batch.sequences) {
-      if (s.chained) batch.tokens[s.begin + s.count - 1] = tasks_.at(s.task).last;
+    for (BatchSequence& s : batch.sequences) {
+      if (!s.chained) continue;
+      batch.tokens[s.begin + s.count - 1] = tasks_.at(s.task).last;
+      s.chained = false;
     }
     return run(batch);
   }
@@ -80,7 +84,7 @@ class CpuExecutor final : public Executor {
       if (!logits_ || logits_->capacity() < floats) logits_ = model_->device().allocate(floats);
       model_->forward(batch, *kv_, rows_, *logits_);
       result.rows.reserve(rows_.size());
-      const float* row = logits_->data();
+      const float* row = logits_on_host(static_cast<size_t>(floats));
       for (const BatchSequence& s : batch.sequences) {
         if (!s.sample) continue;
         const auto draw = [&](size_t i) { return tasks_.sample(s.task, {row + i * vocab, vocab}); };
@@ -93,6 +97,15 @@ class CpuExecutor final : public Executor {
     return result;
   }
 
+  // The step's logits, once it is done.
+  const float* logits_on_host(size_t floats) {
+    Device& device = model_->device();
+    if (device.name() != "cuda") return logits_->data();
+    read_logits_.resize(floats);
+    device.read(*logits_, read_logits_);
+    return read_logits_.data();
+  }
+
   std::shared_ptr<Model> model_;
   KvLayout layout_;
   int32_t host_blocks_;
@@ -103,13 +116,14 @@ class CpuExecutor final : public Executor {
   Ticket next_ticket_ = 0;
   std::vector<int32_t> rows_;
   std::unique_ptr<Activation> logits_;  // [rows, vocab]
+  std::vector<float> read_logits_;      // the same, from a GPU
 };
 
 }  // namespace
 
-std::shared_ptr<Executor> make_cpu_executor(std::shared_ptr<Model> model, int32_t device_blocks,
-                                            int32_t host_blocks) {
-  return std::make_shared<CpuExecutor>(std::move(model), device_blocks, host_blocks);
+std::shared_ptr<Executor> make_host_executor(std::shared_ptr<Model> model, int32_t device_blocks,
+                                             int32_t host_blocks) {
+  return std::make_shared<HostExecutor>(std::move(model), device_blocks, host_blocks);
 }
 
 }  // namespace slicellm
