@@ -109,7 +109,7 @@ class Case {
       run_.layer = layer;
       rope_append(meter_.stream(), plan_, run_);
     }
-    SLICELLM_CUDA_CHECK(cudaMemset(out_.get(), 0xff, out_.bytes()));  // NaN
+    SLICELLM_CUDA_CHECK(cudaMemsetAsync(out_.get(), 0xff, out_.bytes(), meter_.stream()));  // NaN
     const auto next_layer = [&] { run_.layer = (run_.layer + 1) % layout_.layers; };
     const auto both = [&](int) {
       next_layer();
@@ -218,7 +218,7 @@ class Case {
     queries_ = DeviceBuffer(plan_.query_bytes(), "workspace");
     partials_ = DeviceBuffer(plan_.partial_bytes(), "workspace");
     counters_ = DeviceBuffer(plan_.counter_bytes(), "workspace");
-    SLICELLM_CUDA_CHECK(cudaMemset(counters_.get(), 0, counters_.bytes()));
+    SLICELLM_CUDA_CHECK(cudaMemsetAsync(counters_.get(), 0, counters_.bytes(), meter_.stream()));
     run_.image = image_.get<int32_t>();
     run_.qkv = device_qkv_.get<float>();
     run_.out = out_.get<float>();

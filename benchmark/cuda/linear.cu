@@ -132,7 +132,7 @@ class Case {
   int copies() const { return copies_; }
 
   double time(int n) {
-    SLICELLM_CUDA_CHECK(cudaMemset(out_.get(), 0xff, out_.bytes()));  // NaN
+    SLICELLM_CUDA_CHECK(cudaMemsetAsync(out_.get(), 0xff, out_.bytes(), meter_.stream()));  // NaN
     const double expected = meter_.roofline(bytes(n), operations(n)) + 2e-6;
     return meter_.time(Meter::launches_for(expected, kSeconds, copies_), kRepeats,
                        [&](int i) { run(n, i % copies_); });

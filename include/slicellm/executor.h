@@ -34,7 +34,7 @@ struct StepResult {
   // In batch order, for each sequence with `sample` and a task: its next token, and after each of
   // its drafts that turned out right the one that follows. An executor may leave drafts unchecked.
   std::vector<RowResult> rows;
-  double duration = 0;  // seconds the step took (KV copies included)
+  double duration = 0;  // seconds the step took, with the KV copies that it waited for
 };
 
 using Ticket = int64_t;

@@ -42,7 +42,7 @@ class KvStorage {
 // Free list with reference counts over block ids 0..n-1. Asks are pure, does act and throw
 // Error(resource) when asked for more than is free. Blocks may be shared (count > 1). A free block
 // may be kept: it is given out after all others, the longest kept first, so that until then it can
-// be taken back with what it holds.
+// be taken back with what it holds, or be read by a copy.
 class BlockAllocator {
  public:
   explicit BlockAllocator(int32_t num_blocks);

@@ -4,6 +4,7 @@
 
 #include "cuda/device.h"
 #include "cuda/kv_storage.h"
+#include "cuda/kv_swapper.h"
 #include "cuda/sampler.h"
 #include "engine/executor_tasks.h"
 #include "engine/executors.h"
@@ -12,33 +13,6 @@
 namespace slicellm::cuda {
 namespace {
 
-// KV blocks in pinned host memory, which is taken as it is first used, some blocks at a time.
-class HostPool {
- public:
-  HostPool(size_t block_bytes, int32_t blocks)
-      : block_bytes_(block_bytes), blocks_(static_cast<size_t>(blocks)) {
-    each_ = std::max<size_t>(1, kPieceBytes / block_bytes);
-    pieces_.resize((blocks_ + each_ - 1) / each_);
-  }
-
-  std::byte* block(int32_t index) {
-    const auto i = static_cast<size_t>(index);
-    PinnedBuffer& piece = pieces_[i / each_];
-    if (piece.bytes() == 0) {
-      const size_t first = i / each_ * each_;
-      piece = PinnedBuffer(std::min(each_, blocks_ - first) * block_bytes_, "host_kv_bytes");
-    }
-    return piece.get() + i % each_ * block_bytes_;
-  }
-
- private:
-  static constexpr size_t kPieceBytes = size_t{64} << 20;
-
-  size_t block_bytes_, blocks_;
-  size_t each_;  // blocks of a piece
-  std::vector<PinnedBuffer> pieces_;
-};
-
 class CudaExecutor final : public Executor {
  public:
   CudaExecutor(std::shared_ptr<Model> model, int32_t device_blocks, int32_t host_blocks)
@@ -46,9 +20,8 @@ class CudaExecutor final : public Executor {
         device_(dynamic_cast<CudaDevice&>(model_->device())),
         layout_(model_->kv_layout()),
         vocab_(model_->spec().vocab),
-        host_blocks_(host_blocks),
-        host_(layout_.block_bytes(), host_blocks),
         kv_(make_kv(device_, layout_, device_blocks)),
+        swapper_(*kv_, device_.stream(), host_blocks),
         sampler_(device_.stream()) {}
   ~CudaExecutor() override {
     // The device may still be at work on what is freed next.
@@ -58,7 +31,7 @@ class CudaExecutor final : public Executor {
   std::string name() const override { return "cuda"; }
   const KvLayout& kv_layout() const override { return layout_; }
   int32_t num_blocks() const override { return kv_->num_blocks(); }
-  int32_t num_host_blocks() const override { return host_blocks_; }
+  int32_t num_host_blocks() const override { return swapper_.host_blocks(); }
 
   void add_task(const ExecutorTask& task) override { tasks_.add(task); }
   void remove_task(TaskId id) override { tasks_.remove(id); }
@@ -73,8 +46,13 @@ class CudaExecutor final : public Executor {
     Step& step = steps_[static_cast<size_t>(next_ticket_) % kMaxInFlight];
     step.rows.clear();
     step.start.record(stream);
-    for (const KvCopy& c : batch.copies) copy(c);
-    if (!batch.sequences.empty()) start(batch, step);
+    swapper_.start(batch.copies, step.start);
+    if (batch.sequences.empty()) {
+      swapper_.wait_for_all();  // the step takes as long as its copies
+    } else {
+      swapper_.wait_for(batch.sequences);
+      start(batch, step);
+    }
     step.end.record(stream);
     ++in_flight_;
     return next_ticket_++;
@@ -126,15 +104,6 @@ class CudaExecutor final : public Executor {
     return std::make_unique<CudaKvStorage>(layout, blocks, device.stream());
   }
 
-  void copy(const KvCopy& c) {
-    check_copy(c, kv_->num_blocks(), host_blocks_);
-    if (c.to_host) {
-      kv_->start_copy_to_host(c.device_block, host_.block(c.host_block));
-    } else {
-      kv_->start_copy_from_host(c.device_block, host_.block(c.host_block));
-    }
-  }
-
   // Forward pass and drawing of tokens.
   void start(Batch& batch, Step& step) {
     rows_.clear();
@@ -184,9 +153,8 @@ class CudaExecutor final : public Executor {
   CudaDevice& device_;
   KvLayout layout_;
   int32_t vocab_;
-  int32_t host_blocks_;
-  HostPool host_;
   std::unique_ptr<CudaKvStorage> kv_;
+  KvSwapper swapper_;
   ExecutorTasks tasks_;
   std::array<Step, kMaxInFlight> steps_;  // by ticket, in turn
   size_t in_flight_ = 0;

@@ -50,21 +50,21 @@ std::byte* CudaKvStorage::block_data(int32_t block) const {
   return memory_.get() + block_bytes_ * block;
 }
 
-void CudaKvStorage::start_copy_to_host(int32_t block, void* host) const {
-  stream_->copy(host, block_data(block), block_bytes_, cudaMemcpyDeviceToHost);
+void CudaKvStorage::start_copy_to_host(int32_t block, void* host, const Stream& stream) const {
+  stream.copy(host, block_data(block), block_bytes_, cudaMemcpyDeviceToHost);
 }
 
-void CudaKvStorage::start_copy_from_host(int32_t block, const void* host) {
-  stream_->copy(block_data(block), host, block_bytes_, cudaMemcpyHostToDevice);
+void CudaKvStorage::start_copy_from_host(int32_t block, const void* host, const Stream& stream) {
+  stream.copy(block_data(block), host, block_bytes_, cudaMemcpyHostToDevice);
 }
 
 void CudaKvStorage::copy_to_host(int32_t block, void* host) const {
-  start_copy_to_host(block, host);
+  start_copy_to_host(block, host, *stream_);
   stream_->synchronize();
 }
 
 void CudaKvStorage::copy_from_host(int32_t block, const void* host) {
-  start_copy_from_host(block, host);
+  start_copy_from_host(block, host, *stream_);
   stream_->synchronize();
 }
 

@@ -22,9 +22,10 @@ class CudaKvStorage final : public KvStorage {
   void copy_to_host(int32_t block, void* host) const override;
   void copy_from_host(int32_t block, const void* host) override;
 
-  // The same without waiting; `host` is pinned memory that stays until the stream has passed.
-  void start_copy_to_host(int32_t block, void* host) const;
-  void start_copy_from_host(int32_t block, const void* host);
+  // The same on another stream without waiting; `host` is pinned memory that stays until the stream
+  // has passed.
+  void start_copy_to_host(int32_t block, void* host, const Stream& stream) const;
+  void start_copy_from_host(int32_t block, const void* host, const Stream& stream);
 
   std::byte* data() const { return memory_.get(); }
   size_t block_bytes() const { return block_bytes_; }

@@ -102,6 +102,10 @@ void Stream::copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind)
   if (bytes > 0) SLICELLM_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, stream_));
 }
 
+void Stream::wait(const Event& event) const {
+  SLICELLM_CUDA_CHECK(cudaStreamWaitEvent(stream_, event, 0));
+}
+
 Event::Event() { SLICELLM_CUDA_CHECK(cudaEventCreate(&event_)); }
 
 Event::~Event() {

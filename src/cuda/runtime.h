@@ -88,6 +88,8 @@ class PinnedBuffer {
   size_t bytes_ = 0;
 };
 
+class Event;
+
 // A queue of work on the device that was current when it was made.
 class Stream {
  public:
@@ -101,12 +103,14 @@ class Stream {
   // Copies between host and device or within the device, in the stream's order. The host side must
   // stay as it is until the stream has passed the copy, unless it is not pinned.
   void copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) const;
+  // What comes next waits until `event` is reached as it was recorded last, if it was.
+  void wait(const Event& event) const;
 
  private:
   cudaStream_t stream_ = nullptr;
 };
 
-// A point in a stream that the host can wait for; two of them give a time.
+// A point in a stream that the host and other streams can wait for; two of them give a time.
 class Event {
  public:
   Event();
@@ -114,6 +118,7 @@ class Event {
   Event& operator=(const Event&) = delete;
   ~Event();
 
+  operator cudaEvent_t() const { return event_; }
   void record(const Stream& stream) const;
   void synchronize() const;                        // returns at once if never recorded
   double seconds_since(const Event& start) const;  // both recorded and reached

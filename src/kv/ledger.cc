@@ -42,12 +42,13 @@ int32_t KvLedger::take_device_block() {
   return block;
 }
 
-// Last blocks first: of a prefix that is kept, the end is forgotten before the beginning.
-void KvLedger::give_back(BlockAllocator& pool, const std::vector<int32_t>& blocks) {
+// Last blocks first: of a prefix that is kept, the end is forgotten before the beginning. Blocks
+// that are `copied` to the host come last too: whoever writes to one waits for its copy.
+void KvLedger::give_back(BlockAllocator& pool, const std::vector<int32_t>& blocks, bool copied) {
   const bool device = &pool == &device_;
   for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
-    const bool keep = device && prefixes_ && prefixes_->content(*block) != PrefixCache::kNothing;
-    pool.release(*block, keep);
+    const bool named = device && prefixes_ && prefixes_->content(*block) != PrefixCache::kNothing;
+    pool.release(*block, named || copied);
   }
 }
 
@@ -71,7 +72,7 @@ void KvLedger::move(BlockTable& table, BlockAllocator& from, BlockAllocator& to,
                       .device_block = to_host ? source : target,
                       .host_block = to_host ? target : source});
   }
-  give_back(from, table.blocks);
+  give_back(from, table.blocks, to_host);
   table.blocks.assign(scratch_.begin(), scratch_.end());
   table.state = to_host ? KvState::host : KvState::device;
 }
@@ -87,7 +88,7 @@ void KvLedger::swap_in(BlockTable& table, std::vector<KvCopy>& copies) {
 }
 
 void KvLedger::release(BlockTable& table) {
-  give_back(table.state == KvState::host ? host_ : device_, table.blocks);
+  give_back(table.state == KvState::host ? host_ : device_, table.blocks, false);
   table = {};
 }
 

@@ -65,7 +65,7 @@ class KvLedger {
             std::vector<KvCopy>& copies);
 
   int32_t take_device_block();
-  void give_back(BlockAllocator& pool, const std::vector<int32_t>& blocks);
+  void give_back(BlockAllocator& pool, const std::vector<int32_t>& blocks, bool copied);
 
   BlockAllocator device_, host_;
   int32_t block_tokens_;

@@ -1,4 +1,5 @@
 // Block allocator and KV ledger: hand-worked cases, then random use against a model.
+#include <algorithm>
 #include <map>
 #include <random>
 #include <set>
@@ -59,6 +60,9 @@ void test_ledger() {
   copies.clear();
   ledger.swap_in(table, copies);
   CHECK(copies.size() == 2 && !copies[0].to_host && copies[0].device_block == table.blocks[0]);
+  for (const int32_t block : before) {  // what was copied to the host is given out last
+    CHECK(std::ranges::find(table.blocks, block) == table.blocks.end());
+  }
   ledger.release(table);
   ledger.release(table);  // nothing left: no harm
   CHECK(table.state == KvState::none && table.blocks.empty());

@@ -28,6 +28,8 @@ class Emulator:
         self._calls = library.simt_calls
         self._calls.argtypes = [ctypes.c_char_p]
         self._calls.restype = ctypes.c_uint64
+        self._pending = library.simt_pending
+        self._pending.restype = ctypes.c_size_t
         self._held = [library.simt_device_bytes, library.simt_pinned_bytes, library.simt_handles]
         for function in self._held:
             function.restype = ctypes.c_size_t
@@ -39,6 +41,10 @@ class Emulator:
     def calls(self, function: str) -> int:
         """Calls since `fail`."""
         return int(self._calls(function.encode()))
+
+    def pending(self) -> int:
+        """Pieces of work that were started and that nothing has needed so far."""
+        return int(self._pending())
 
     def held(self) -> Held:
         return Held(*(int(function()) for function in self._held))

@@ -4,6 +4,7 @@ does not show in the results."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return _core.Model.load(str(path), device="cuda", dtype="float16")
 
 
-def tasks_of(model: _core.Model, **more: Any) -> list[_core.TaskSpec]:
+def tasks_of(model: _core.Model, prefix: Sequence[int] = (), **more: Any) -> list[_core.TaskSpec]:
     rng = np.random.default_rng(5)
     return [
         _core.TaskSpec(
-            prompt=rng.integers(0, model.spec["vocab"], 3 + 5 * i).tolist(),
+            prompt=[*prefix, *rng.integers(0, model.spec["vocab"], 3 + 5 * i).tolist()],
             max_tokens=6,
             ignore_eos=True,
             seed=100 + i,
@@ -88,11 +89,20 @@ def test_drawn_by_the_gpu_or_by_the_host(model: _core.Model, loop: str) -> None:
 
 
 @pytest.mark.parametrize("loop", ["plain", "overlap"])
-def test_kv_that_was_away(model: _core.Model, loop: str) -> None:
+@pytest.mark.parametrize("order", ["late", "early"])  # of streams (test/simt/queue.h)
+@pytest.mark.parametrize("prefix", [[], list(range(5, 33))])
+def test_kv_that_was_away(
+    model: _core.Model, prefix: list[int], order: str, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that of a prefix which tasks share."""
+    tasks = tasks_of(model, prefix)
+    expected = run(model, tasks)
+    monkeypatch.setenv("SLICELLM_SIMT_ORDER", order)
     policy = RandomPolicy(3)
-    few = run(model, 3 * tasks_of(model), policy, blocks=9, host_blocks=7, max_rows=4, loop=loop)
+    options = {"max_rows": 4, "loop": loop, "prefix_cache": bool(prefix)}
+    few = run(model, 3 * tasks, policy, blocks=9, host_blocks=7, **options)
     assert policy.moves["swap_out"] > 3 and policy.moves["swap_in"] > 3
-    assert few == 3 * run(model, tasks_of(model))
+    assert few == 3 * expected
 
 
 def test_drafts(model: _core.Model) -> None:

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "simt/memory.h"
+#include "simt/queue.h"
 
 namespace {
 
@@ -43,6 +44,7 @@ SIMT_EXPORT uint64_t simt_calls(const char* function) {
 SIMT_EXPORT size_t simt_device_bytes() { return simt::device_memory_used(); }
 SIMT_EXPORT size_t simt_pinned_bytes() { return simt::pinned_memory_used(); }
 SIMT_EXPORT size_t simt_handles() { return control().handles; }
+SIMT_EXPORT size_t simt_pending() { return simt::pending(); }
 
 namespace simt {
 

@@ -15,6 +15,8 @@ uint64_t simt_calls(const char* function);
 size_t simt_device_bytes();
 size_t simt_pinned_bytes();
 size_t simt_handles();
+// Pieces of work that the host has started and that nothing has needed so far (queue.h).
+size_t simt_pending();
 }
 
 namespace simt {

@@ -1,10 +1,14 @@
-// When the emulator does work that the host has started: as late as CUDA allows.
+// When the emulator does work that the host has started: as late as CUDA allows, and what nobody
+// has ordered in the order that shows it.
+#include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
 #include "cuda/kernel.h"
+#include "simt/control.h"
 
 namespace {
 
@@ -103,6 +107,123 @@ void test_other_streams() {
   CHECK(b.pinned[0] == 0x02020202);
 }
 
+// A stream that writes and one that copies the result to the host, with and without a wait between
+// them; which of the two the host waits for.
+struct Pair {
+  Pair(bool ordered, bool wait_for_copy) {
+    std::memset(writer.pinned, 0, 16);
+    cudaMemsetAsync(writer.device, 0, 16, writer.stream);
+    cudaStreamSynchronize(writer.stream);
+    SLICELLM_LAUNCH(add, 1, 4, 0, writer.stream, writer.device, 5);
+    cudaEventCreateWithFlags(&written, cudaEventDisableTiming);
+    cudaEventRecord(written, writer.stream);
+    SLICELLM_LAUNCH(add, 1, 4, 0, writer.stream, writer.device, 100);  // after the event
+    if (ordered) CHECK(cudaStreamWaitEvent(copier.stream, written, 0) == cudaSuccess);
+    cudaMemcpyAsync(writer.pinned, writer.device, 16, cudaMemcpyDeviceToHost, copier.stream);
+    cudaStreamSynchronize(wait_for_copy ? copier.stream : writer.stream);
+    result = writer.pinned[0];
+    left = simt_pending();
+    cudaDeviceSynchronize();
+    final = writer.pinned[0];
+    CHECK(simt_pending() == 0);
+    cudaEventDestroy(written);
+  }
+  Memory writer, copier;
+  cudaEvent_t written = nullptr;
+  size_t left = 0;
+  int result = 0, final = 0;
+};
+
+void test_streams_that_wait() {
+  setenv("SLICELLM_SIMT_ORDER", "late", 1);
+  const Pair late(true, true);  // what comes after the event is left
+  CHECK(late.result == 5 && late.left == 1 && late.final == 5);
+  const Pair idle(true, false);  // nobody needs the copy: the wait and it are left
+  CHECK(idle.result == 0 && idle.left == 2 && idle.final == 105);
+  setenv("SLICELLM_SIMT_ORDER", "early", 1);
+  const Pair first(true, false);  // as soon as the event is reached
+  CHECK(first.result == 5 && first.left == 0 && first.final == 5);
+  const Pair rest(true, true);  // the other stream comes first, to its end
+  CHECK(rest.result == 105 && rest.left == 0);
+}
+
+void test_streams_that_should_wait() {
+  setenv("SLICELLM_SIMT_ORDER", "late", 1);
+  const Pair late(false, true);  // nothing has made the writer write
+  CHECK(late.result == 0 && late.left == 3);
+  const Pair after(false, false);  // the copy comes after all that the writer does
+  CHECK(after.result == 0 && after.left == 1 && after.final == 105);
+  setenv("SLICELLM_SIMT_ORDER", "early", 1);
+  const Pair before(false, false);  // the copy comes before all that the writer does
+  CHECK(before.result == 0 && before.left == 0 && before.final == 0);
+}
+
+// c waits for b, which waits for a; then a waits for c. An event stands for its last record before
+// the wait, and one that was never recorded for nothing.
+void test_chains_of_waits() {
+  for (const char* order : {"late", "early"}) {
+    setenv("SLICELLM_SIMT_ORDER", order, 1);
+    Memory a, b, c;
+    cudaEvent_t event = nullptr, never = nullptr;
+    cudaEventCreate(&event);
+    cudaEventCreate(&never);
+    CHECK(cudaStreamWaitEvent(a.stream, never, 0) == cudaSuccess);
+    CHECK(cudaStreamWaitEvent(a.stream, nullptr, 0) == cudaErrorInvalidResourceHandle);
+    cudaMemsetAsync(a.device, 0, 16, a.stream);
+    cudaEventRecord(event, a.stream);
+    cudaStreamWaitEvent(b.stream, event, 0);
+    SLICELLM_LAUNCH(add, 1, 4, 0, b.stream, a.device, 1);
+    cudaEventRecord(event, b.stream);
+    cudaStreamWaitEvent(c.stream, event, 0);
+    cudaMemcpyAsync(c.pinned, a.device, 16, cudaMemcpyDeviceToHost, c.stream);
+    cudaEventRecord(event, c.stream);
+    cudaStreamWaitEvent(a.stream, event, 0);
+    SLICELLM_LAUNCH(add, 1, 4, 0, a.stream, a.device, 10);
+    a.to_host(a.pinned);
+    cudaStreamDestroy(b.stream);  // with work in it
+    b.stream = nullptr;
+    cudaStreamCreateWithFlags(&b.stream, cudaStreamNonBlocking);
+    CHECK(cudaStreamSynchronize(a.stream) == cudaSuccess);
+    CHECK(c.pinned[3] == 1 && a.pinned[3] == 11);
+    cudaGetLastError();
+    cudaEventDestroy(event);
+    cudaEventDestroy(never);
+  }
+  cudaStream_t blocking = nullptr;
+  CHECK(cudaStreamCreateWithFlags(&blocking, 0) == cudaErrorInvalidValue);
+  cudaGetLastError();
+}
+
+// Threads with streams of their own, which wait for each other in turn.
+void test_threads() {
+  constexpr int kThreads = 4, kRounds = 50;
+  for (const char* order : {"late", "early"}) {
+    setenv("SLICELLM_SIMT_ORDER", order, 1);
+    std::vector<std::thread> threads;
+    for (int t = 0; t < kThreads; ++t) {
+      threads.emplace_back([] {
+        Memory a, b;
+        cudaEvent_t event = nullptr;
+        cudaEventCreate(&event);
+        cudaMemsetAsync(a.device, 0, 16, a.stream);
+        for (int round = 0; round < kRounds; ++round) {
+          Memory& from = round % 2 == 0 ? a : b;
+          Memory& to = round % 2 == 0 ? b : a;
+          cudaEventRecord(event, from.stream);
+          cudaStreamWaitEvent(to.stream, event, 0);
+          SLICELLM_LAUNCH(add, 1, 4, 0, to.stream, a.device, round);
+          if (round % 10 == 0) cudaEventSynchronize(event);
+        }
+        a.to_host(a.pinned);  // the last round was a's
+        CHECK(cudaStreamSynchronize(a.stream) == cudaSuccess);
+        CHECK(a.pinned[0] == kRounds * (kRounds - 1) / 2);
+        cudaEventDestroy(event);
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+}
+
 void test_a_fault_is_told_by_a_later_call() {
   Memory m;
   cudaMemsetAsync(m.device, 0, 16, m.stream);
@@ -127,6 +248,10 @@ int main() {
   test_small_pageable_is_read_at_once();
   test_results_come_with_the_wait();
   test_other_streams();
+  test_streams_that_wait();
+  test_streams_that_should_wait();
+  test_chains_of_waits();
+  test_threads();
   test_a_fault_is_told_by_a_later_call();
   return check_result();
 }

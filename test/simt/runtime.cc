@@ -19,10 +19,10 @@
 using Time = std::chrono::steady_clock::time_point;
 
 struct simtStream {
-  uint64_t last = 0;  // position in the queue of what was started last
+  std::shared_ptr<simt::Queue> queue = simt::make_queue();
 };
 struct simtEvent {
-  uint64_t position = 0;  // in the queue; 0: never recorded
+  simt::Place place;  // of what it was recorded behind last, if it was
   std::shared_ptr<Time> time = std::make_shared<Time>();
 };
 
@@ -45,10 +45,17 @@ cudaError_t result(cudaError_t error) {
 #define SIMT_MAY_FAIL(error) \
   if (simt::fails(__func__)) return result(error)
 
-void start(cudaStream_t stream, std::function<void()> work) {
-  const uint64_t position = simt::enqueue(std::move(work));
-  if (stream) stream->last = position;
+// The null stream has a queue like any other: no stream is made to wait for it.
+const std::shared_ptr<simt::Queue>& queue_of(cudaStream_t stream) {
+  static const auto* null_stream = new simtStream;  // outlives what is freed at exit
+  return (stream ? stream : null_stream)->queue;
 }
+
+simt::Place start(cudaStream_t stream, std::function<void()> work) {
+  return simt::enqueue(queue_of(stream), std::move(work));
+}
+
+void finish(cudaStream_t stream) { simt::finish(simt::end_of(queue_of(stream))); }
 
 // Kernels that may use more dynamic shared memory than the default.
 struct DynamicLimits {
@@ -274,7 +281,7 @@ cudaError_t cudaFreeHost(void* pointer) {
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   const cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
-  simt::finish_all();
+  finish(nullptr);
   return result(error);
 }
 
@@ -305,7 +312,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   }
   if ((!to_device && !simt::is_pinned(to)) ||
       (!staged_now && !from_device && !simt::is_pinned(from))) {
-    simt::finish_all();
+    finish(stream);
   }
   return result(cudaSuccess);
 }
@@ -323,10 +330,10 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
 }
 
 // ---- streams and events -------------------------------------------------------------------------
-cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, 0); }
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   SIMT_MAY_FAIL(cudaErrorUnknown);
+  // The other kind, which the null stream waits for and which waits for it, is not played.
+  if (flags != cudaStreamNonBlocking) return result(cudaErrorInvalidValue);
   *stream = new simtStream;
   simt::count_handle(1);
   return result(cudaSuccess);
@@ -341,19 +348,16 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   SIMT_MAY_FAIL(cudaErrorUnknown);
-  if (stream) {
-    simt::finish(stream->last);
-  } else {
-    simt::finish_all();
-  }
+  finish(stream);
   return result(cudaSuccess);
 }
 
-cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
-
-// Work of all streams runs in the order of its start, after everything that an event may stand for.
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
-  return result(event ? cudaSuccess : cudaErrorInvalidResourceHandle);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
+  if (!event) return result(cudaErrorInvalidResourceHandle);
+  if (flags != 0) return result(cudaErrorInvalidValue);
+  simt::enqueue_wait(queue_of(stream), event->place);
+  return result(cudaSuccess);
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
@@ -376,24 +380,20 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   SIMT_MAY_FAIL(cudaErrorUnknown);
   if (!event) return result(cudaErrorInvalidResourceHandle);
   event->time = std::make_shared<Time>();
-  event->position =
-      simt::enqueue([time = event->time] { *time = std::chrono::steady_clock::now(); });
-  if (stream) stream->last = event->position;
+  event->place = start(stream, [time = event->time] { *time = std::chrono::steady_clock::now(); });
   return result(cudaSuccess);
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   SIMT_MAY_FAIL(cudaErrorUnknown);
   if (!event) return result(cudaErrorInvalidResourceHandle);
-  simt::finish(event->position);
+  simt::finish(event->place);
   return result(cudaSuccess);
 }
 
-cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
-
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
   SIMT_MAY_FAIL(cudaErrorUnknown);
-  if (!start || !end || start->position == 0 || end->position == 0) {
+  if (!start || !end || !start->place.queue || !end->place.queue) {
     return result(cudaErrorInvalidResourceHandle);
   }
   if (*start->time == Time{} || *end->time == Time{}) return result(cudaErrorNotReady);

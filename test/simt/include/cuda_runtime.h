@@ -1,8 +1,8 @@
 #pragma once
 
 // The part of CUDA's runtime that slicellm uses, played by the host: one device of sm_80's
-// abilities and the least shared memory of those supported. Work is done when the host waits for it
-// (queue.h). Errors are kept per OS thread: a kernel's fault is returned by the next call that can
+// abilities and the least shared memory of those supported. Work is done when the host waits for it,
+// that of several streams in any order that they are not kept from (queue.h). Errors are kept per OS thread: a kernel's fault is returned by the next call that can
 // return one, after the kernel has run (on hardware it would stay for good), and its
 // cudaGetErrorString is the emulator's report.
 #include <cstddef>
@@ -88,18 +88,15 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
 constexpr unsigned cudaStreamNonBlocking = 1;
 constexpr unsigned cudaEventDisableTiming = 2;
 using cudaEvent_t = struct simtEvent*;
-cudaError_t cudaStreamCreate(cudaStream_t* stream);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
-cudaError_t cudaStreamQuery(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
 cudaError_t cudaEventCreate(cudaEvent_t* event);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
-cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end);
 
 // ---- kernels ------------------------------------------------------------------------------------
