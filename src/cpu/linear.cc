@@ -20,6 +20,7 @@ struct Tiles {
       : n(tokens), count((tokens + max_tokens - 1) / max_tokens) {}
   int64_t begin(int64_t tile) const { return n * tile / count; }
   int tokens(int64_t tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
+  int64_t of(int64_t token) const { return ((token + 1) * count - 1) / n; }
 };
 
 class LinearRun {
@@ -43,10 +44,10 @@ class LinearRun {
   // Norms and quantises the tokens into tiles.
   void prepare() {
     if (input_.n * layout_.in <= kSerialInput) {
-      prepare_tiles(0, tiles_.count, 0);
+      prepare_tokens(0, input_.n, 0);
     } else {
-      pool_.parallel_for(tiles_.count, 1, [&](int64_t begin, int64_t end, int thread) {
-        prepare_tiles(begin, end, thread);
+      pool_.parallel_for(input_.n, 1, [&](int64_t begin, int64_t end, int thread) {
+        prepare_tokens(begin, end, thread);
       });
     }
   }
@@ -62,21 +63,19 @@ class LinearRun {
     return tile_data_ + tiles_.begin(index) * static_cast<int64_t>(layout_.token_bytes);
   }
 
-  void prepare_tiles(int64_t begin, int64_t end, int thread) {
+  void prepare_tokens(int64_t begin, int64_t end, int thread) {
     const int64_t in = layout_.in;
     float* row = workspace_.per_thread[thread].get<float>(in);
-    for (int64_t i = begin; i < end; ++i) {
-      const int tokens = tiles_.tokens(i);
-      for (int t = 0; t < tokens; ++t) {
-        const int64_t token = tiles_.begin(i) + t;
-        const float* x = input_.x + (input_.rows != nullptr ? input_.rows[token] : token) * in;
-        if (input_.norm != nullptr) {
-          float* normed = input_.normed != nullptr ? input_.normed + token * in : row;
-          rows_.norm(x, in, *input_.norm, normed);
-          x = normed;
-        }
-        linear_.kernel().prepare(layout_, x, tokens, t, tile(i));
+    for (int64_t token = begin; token < end; ++token) {
+      const float* x = input_.x + (input_.rows != nullptr ? input_.rows[token] : token) * in;
+      if (input_.norm != nullptr) {
+        float* normed = input_.normed != nullptr ? input_.normed + token * in : row;
+        rows_.norm(x, in, *input_.norm, normed);
+        x = normed;
       }
+      const int64_t i = tiles_.of(token);
+      const auto t = static_cast<int>(token - tiles_.begin(i));
+      linear_.kernel().prepare(layout_, x, tiles_.tokens(i), t, tile(i));
     }
   }
 

@@ -86,6 +86,8 @@ struct TokenDots {
   inline __attribute__((always_inline)) auto total(int t) const { return dots[t].total(); }
 };
 
+constexpr int kChunkColumns = 4 * kStep;
+
 // Four steps, after which a sum may have to be flushed.
 template <class Dots>
 inline __attribute__((always_inline)) void integer_chunk(const uint8_t*& codes, const int8_t*& a,
@@ -107,46 +109,61 @@ void integer_tile(const LinearLayout& layout, const std::byte* panel, const std:
 #pragma GCC unroll 16
   for (int t = 0; t < kTokens; ++t) sums[t] = S::zero();
 
+  using Scales = GroupScales<S, kCompact, Dots::kSigned>;
+  // Adds a block's dot products up, scaled.
+  const auto fold = [&](const Scales& group, const Dots& dots) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t) {
+      typename S::Int dot = dots.total(t);
+      if constexpr (kCompact) {
+        int32_t negative_sum;
+        __builtin_memcpy(&negative_sum, a_sum + t * 4, 4);
+        dot = S::add_pairs(dot, group.zero, negative_sum);
+      }
+      const Float scale = S::mul(group.scale, S::broadcast(a_scale[t]));
+      sums[t] = S::fma(S::to_float(dot), scale, sums[t]);
+      if constexpr (!kCompact) {
+        sums[t] = S::fma(group.minimum, S::broadcast(floats(a_sum)[t]), sums[t]);
+      }
+    }
+    a_scale += kTokens;
+    a_sum += kTokens * 4;
+  };
+
+  // Groups of 32 columns, the usual ones of int4, are a block of one chunk each: knowing that is
+  // worth a tenth to a sixth of the time.
+  const bool chunks =
+      layout.group <= kChunkColumns && layout.padded_in == kChunkColumns * layout.groups;
   const uint8_t* block_steps = layout.block_steps;
   const uint8_t* const last_block = block_steps + layout.blocks;
-  const uint8_t* section = nullptr;
-  for (int g = layout.section_groups; block_steps != last_block; ++g) {
-    if (g == layout.section_groups) {
-      g = 0;
-      section = codes;
-      codes += layout.codes_offset;
-    }
-    const auto group = GroupScales<S, kCompact, Dots::kSigned>::load(layout, section, g);
-    int64_t blocks = layout.blocks_per_group;
-    if (blocks > last_block - block_steps) blocks = last_block - block_steps;
-    for (int64_t b = 0; b < blocks; ++b) {
-      Dots dots;
-      int steps = *block_steps++;
-      if (steps == 4) {  // groups of 32: nothing to carry from chunk to chunk
+  for (int64_t left = layout.groups; left > 0; left -= layout.section_groups) {
+    const uint8_t* section = codes;
+    codes += layout.codes_offset;
+    const int groups =
+        static_cast<int>(left < layout.section_groups ? left : layout.section_groups);
+    if (chunks) {
+      for (int g = 0; g < groups; ++g) {
+        const Scales group = Scales::load(layout, section, g);
+        Dots dots;
         integer_chunk(codes, a, dots);
-      } else {
+        fold(group, dots);
+      }
+      continue;
+    }
+    for (int g = 0; g < groups; ++g) {
+      const Scales group = Scales::load(layout, section, g);
+      int64_t blocks = layout.blocks_per_group;
+      if (blocks > last_block - block_steps) blocks = last_block - block_steps;
+      for (int64_t b = 0; b < blocks; ++b) {
+        Dots dots;
+        int steps = *block_steps++;
         for (; steps >= 4; steps -= 4) {
           integer_chunk(codes, a, dots);
           dots.flush();
         }
         for (; steps > 0; --steps) dots.step(codes, a);
+        fold(group, dots);
       }
-#pragma GCC unroll 16
-      for (int t = 0; t < kTokens; ++t) {
-        typename S::Int dot = dots.total(t);
-        if constexpr (kCompact) {
-          int32_t negative_sum;
-          __builtin_memcpy(&negative_sum, a_sum + t * 4, 4);
-          dot = S::add_pairs(dot, group.zero, negative_sum);
-        }
-        const Float scale = S::mul(group.scale, S::broadcast(a_scale[t]));
-        sums[t] = S::fma(S::to_float(dot), scale, sums[t]);
-        if constexpr (!kCompact) {
-          sums[t] = S::fma(group.minimum, S::broadcast(floats(a_sum)[t]), sums[t]);
-        }
-      }
-      a_scale += kTokens;
-      a_sum += kTokens * 4;
     }
   }
 #pragma GCC unroll 16
