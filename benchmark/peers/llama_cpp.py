@@ -205,8 +205,14 @@ def machine() -> str:
 
 
 def commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    """The commit of the sources, "-dirty" where they differ from it; results do not count."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run(
+        [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    sources = [".", ":!benchmark/results"]
+    clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *sources], check=False)
+    return head if clean.returncode == 0 else f"{head}-dirty"
 
 
 def parse_arguments() -> argparse.Namespace:
