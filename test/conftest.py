@@ -19,8 +19,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         choices=["cpu", "cuda"],
         default="cpu",
-        help="cuda: tests of ops and whole models also run on the GPU (a build with USE_CUDA=ON)",
+        help="cuda: tests of ops, whole models and engines also run on device cuda: the GPU (a "
+        "build with USE_CUDA=ON) or the emulated one (SLICELLM_SIMT=ON)",
     )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs each test that takes a `device_name`, itself or by a fixture, on the CPU and with
+    --device cuda there too, but for those marked cpu_only; `-k cuda` then leaves out the CPU."""
+    if "device_name" in metafunc.fixturenames:
+        names = ["cpu"]
+        one = metafunc.definition.get_closest_marker("cpu_only")
+        if metafunc.config.getoption("--device") == "cuda" and one is None:
+            names.append("cuda")
+        metafunc.parametrize("device_name", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def device_name(request: pytest.FixtureRequest) -> str:
+    """The `device` of the models that a test loads."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,8 @@ LATENCY = _core.LatencyModel.from_decode_table([1.0])
 
 
 @pytest.fixture(scope="module")
-def model(tiny_llama: Path) -> _core.Model:
-    return _core.Model.load(str(tiny_llama), threads=1)
+def model(tiny_llama: Path, device_name: str) -> _core.Model:
+    return _core.Model.load(str(tiny_llama), device=device_name, threads=1)
 
 
 def make_engine(model: _core.Model, policy: Any = "orca", **options: Any) -> _core.Engine:
@@ -285,9 +285,9 @@ def test_an_engine_dies_with_its_last_reference(model: _core.Model) -> None:
     assert gone() is None
 
 
-def test_engines_may_share_a_model(tiny_llama: Path) -> None:
+def test_engines_may_share_a_model(tiny_llama: Path, device_name: str) -> None:
     """Two loops and a forward pass from a third thread, all at once on two device threads."""
-    shared = _core.Model.load(str(tiny_llama), threads=2)
+    shared = _core.Model.load(str(tiny_llama), device=device_name, threads=2)
     engines = [make_engine(shared) for _ in range(2)]
     prompts = [[1, 5 + i, 9] for i in range(40)]
     handles = [[engine.submit(task(20, prompt=prompt)) for prompt in prompts] for engine in engines]
@@ -351,6 +351,7 @@ def test_the_interpreter_may_end_with_an_open_engine(tiny_llama: Path) -> None:
     assert run_python(code, str(tiny_llama)) == (0, "end\n")
 
 
+@pytest.mark.cpu_only  # of handles and threads; device cuda has its own soak, test/ops/test_soak.py
 def test_many_threads_and_asyncio_clients_lose_nothing(model: _core.Model) -> None:
     """2,000 tasks from 8 threads and an event loop with 100 coroutines; some are cancelled."""
     alone = make_engine(model)

@@ -22,7 +22,7 @@ Models = Callable[[str, str, int, str], _core.Model]
 
 
 @pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Models:
+def load(tmp_path_factory: pytest.TempPathFactory, device_name: str) -> Models:
     """model(family, dtype, threads, type of keys and values), each loaded once."""
     directory = tmp_path_factory.mktemp("models")
     loaded: dict[tuple[str, str, int, str], _core.Model] = {}
@@ -35,7 +35,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Models:
                 config = models.FAMILIES[family]
                 tiny.write_directory(path, config, tiny.weights(config))
             loaded[key] = _core.Model.load(
-                str(path), dtype=dtype, threads=threads, kv_cache_dtype=kv
+                str(path), device=device_name, dtype=dtype, threads=threads, kv_cache_dtype=kv
             )
         return loaded[key]
 
@@ -78,20 +78,7 @@ def run_alone(model: _core.Model, tasks: list[dict[str, Any]]) -> list[dict[str,
     return results
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    family=st.sampled_from(FAMILIES),
-    dtype=st.sampled_from(["float16", "int4g32"]),
-    threads=st.integers(1, 4),
-    kv=st.sampled_from(["float16", "int8"]),
-    seed=st.integers(0, 2**32),
-    count=st.integers(1, 10),
-    blocks=st.integers(4, 24),
-    host_blocks=st.integers(0, 16),
-)
-def test_any_schedule_gives_the_same_bits(
+def check_a_schedule(
     load: Models,
     family: str,
     dtype: str,
@@ -102,6 +89,7 @@ def test_any_schedule_gives_the_same_bits(
     blocks: int,
     host_blocks: int,
 ) -> None:
+    """Random tasks under a random policy, alone and together."""
     rng = random.Random(seed)
     model = load(family, dtype, threads, kv)
     tasks = [random_task(rng, model) for _ in range(count)]
@@ -137,6 +125,33 @@ def test_any_schedule_gives_the_same_bits(
     engine.close()
 
 
+@pytest.mark.cpu_only  # an example takes a second in emulation: the next test has a few
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    family=st.sampled_from(FAMILIES),
+    dtype=st.sampled_from(["float16", "int4g32"]),
+    threads=st.integers(1, 4),
+    kv=st.sampled_from(["float16", "int8"]),
+    seed=st.integers(0, 2**32),
+    count=st.integers(1, 10),
+    blocks=st.integers(4, 24),
+    host_blocks=st.integers(0, 16),
+)
+def test_any_schedule_gives_the_same_bits(load: Models, **case: Any) -> None:
+    check_a_schedule(load, **case)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kv", ["float16", "int8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_some_schedules_on_every_device(load: Models, family: str, kv: str, seed: int) -> None:
+    dtype = ["float16", "int4g32"][seed]
+    check_a_schedule(load, family, dtype, 1, kv, seed, count=4, blocks=6, host_blocks=4)
+
+
+@pytest.mark.cpu_only  # 1,200 tasks: test/ops/test_soak.py does so on device cuda
 @pytest.mark.parametrize(
     "kv, options",
     [

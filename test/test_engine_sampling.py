@@ -18,8 +18,8 @@ MASK = 2**64 - 1
 
 
 @pytest.fixture(scope="module")
-def model(tiny_llama: Path) -> _core.Model:
-    return _core.Model.load(str(tiny_llama), threads=1)
+def model(tiny_llama: Path, device_name: str) -> _core.Model:
+    return _core.Model.load(str(tiny_llama), device=device_name, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,7 @@ def test_the_uniform_numbers_are_uniform() -> None:
     assert abs(np.corrcoef(by_seed[:, :-1].ravel(), by_seed[:, 1:].ravel())[0, 1]) < 0.03
 
 
+@pytest.mark.cpu_only  # minutes in emulation; each draw above is compared on any device
 def test_the_distribution_of_many_draws(engine: _core.Engine, model: _core.Model) -> None:
     """Chi-square over 4,000 tasks with seeds 0 .. 3999."""
     setting = {"temperature": 1.3, "top_k": 25, "top_p": 0.95}

@@ -1,5 +1,5 @@
 """The overlapped loop on a real model: whatever the policy, tokens, ends and texts are those of the
-plain loop, and what the policy saw gives the same plans again."""
+plain loop."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Output = tuple[str, list[int], str]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_llama: Path) -> _core.Model:
-    return _core.Model.load(str(tiny_llama), threads=1)
+def model(tiny_llama: Path, device_name: str) -> _core.Model:
+    return _core.Model.load(str(tiny_llama), device=device_name, threads=1)
 
 
 def token_bytes(model: _core.Model) -> list[bytes]:

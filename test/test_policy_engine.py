@@ -13,8 +13,8 @@ LATENCY = latency_from_table([2.0, 3.0, 4.0])
 
 
 @pytest.fixture(scope="module")
-def model(tiny_llama: Path) -> _core.Model:
-    return _core.Model.load(str(tiny_llama), threads=1)
+def model(tiny_llama: Path, device_name: str) -> _core.Model:
+    return _core.Model.load(str(tiny_llama), device=device_name, threads=1)
 
 
 def task(**fields: object) -> _core.TaskSpec:

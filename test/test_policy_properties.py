@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policies_under_test import POLICIES
+from recorder import Recorder, replay
 
-from slicellm.policies import (
-    Policy,
-    StepPlan,
-    SyntheticTable,
-    View,
-    latency_from_table,
-    make_policy,
-)
+from slicellm.policies import SyntheticTable, latency_from_table, make_policy
 
 targets = st.one_of(st.none(), st.sampled_from([15.0, 50.0, 100.0, 120.0, 250.0, 3000.0]))
 tasks = st.fixed_dictionaries(
@@ -50,37 +43,6 @@ machines = st.fixed_dictionaries(
         "max_step_tokens": st.integers(8, 128),
     }
 )
-
-
-class Recorder(Policy):
-    """Passes everything on, keeps it, and asks for each plan twice."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.inner = make_policy(text)
-        self.record: list[tuple[str, tuple[Any, ...], StepPlan | None]] = []
-
-    def on(self, kind: str, slot: int, view: View) -> None:
-        self.record.append(("on", (kind, slot, view), None))
-        self.inner.on(kind, slot, view)
-
-    def plan(self, view: View) -> StepPlan:
-        plan = self.inner.plan(view)
-        assert self.inner.plan(view) == plan
-        self.record.append(("plan", (view,), plan))
-        return plan
-
-    def commit(self, plan: StepPlan, duration: float, token_slots: list[int], view: View) -> None:
-        self.record.append(("commit", (plan, duration, token_slots, view), None))
-        self.inner.commit(plan, duration, token_slots, view)
-
-
-def replay(text: str, record: list[tuple[str, tuple[Any, ...], StepPlan | None]]) -> None:
-    """The same events and views give the same plans, though no plan is asked for twice."""
-    policy = make_policy(text)
-    for name, arguments, plan in record:
-        result = getattr(policy, name)(*arguments)
-        assert result == plan
 
 
 def check_ledger(table: SyntheticTable) -> None:

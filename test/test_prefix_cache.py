@@ -18,11 +18,11 @@ BLOCK = 16
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> _core.Model:
+def model(tmp_path_factory: pytest.TempPathFactory, device_name: str) -> _core.Model:
     path = tmp_path_factory.mktemp("model") / "llama"
     config = {**models.FAMILIES["llama"], "max_position_embeddings": 512}
     tiny.write_directory(path, config, tiny.weights(config))
-    return _core.Model.load(str(path), dtype="float16")
+    return _core.Model.load(str(path), device=device_name, dtype="float16")
 
 
 @pytest.fixture
@@ -139,12 +139,12 @@ def test_memory_that_is_needed_takes_the_longest_unused(model: _core.Model) -> N
 
 
 def test_it_is_off_unless_asked_for_and_where_prompts_attend_both_ways(
-    model: _core.Model, tmp_path: Path
+    model: _core.Model, tmp_path: Path, device_name: str
 ) -> None:
     plain = make(model, prefix_cache=False)
     both_ways = models.FAMILIES["chatglm1"]
     tiny.write_directory(tmp_path / "glm", both_ways, tiny.weights(both_ways))
-    glm = make(_core.Model.load(str(tmp_path / "glm"), dtype="float16"))
+    glm = make(_core.Model.load(str(tmp_path / "glm"), device=device_name, dtype="float16"))
     for engine in (plain, glm):
         prompt = [3 + i % 7 for i in range(2 * BLOCK + 4)]
         run(engine, prompt, max_tokens=2)
@@ -153,7 +153,7 @@ def test_it_is_off_unless_asked_for_and_where_prompts_attend_both_ways(
 
 
 def test_k_and_v_of_a_task_that_ended_in_nan_are_not_found(
-    model: _core.Model, tmp_path: Path
+    model: _core.Model, tmp_path: Path, device_name: str
 ) -> None:
     config = models.FAMILIES["llama"]
     weights = tiny.weights(config)
@@ -161,7 +161,7 @@ def test_k_and_v_of_a_task_that_ended_in_nan_are_not_found(
     weights[name] = weights[name].copy()
     weights[name][5] = math.nan  # prompts with token 5 have no logits
     tiny.write_directory(tmp_path / "nan", config, weights)
-    engine = make(_core.Model.load(str(tmp_path / "nan"), dtype="float32"))
+    engine = make(_core.Model.load(str(tmp_path / "nan"), device=device_name, dtype="float32"))
     prompt = [5] + [3] * (2 * BLOCK)
     assert run(engine, prompt)["reason"] == "error"
     again = run(engine, prompt)

@@ -121,6 +121,8 @@ class Model:
     @property
     def pack_cache(self) -> tuple[str, str]: ...  # off, read, written or failed, and why
     @property
+    def free_memory(self) -> int: ...  # bytes of the device's memory that are free now
+    @property
     def weight_bytes(self) -> int: ...
     @property
     def kv_block_bytes(self) -> int: ...
@@ -309,6 +311,7 @@ class View:
         max_rows: int = 64,
         max_step_tokens: int = 2048,
     ) -> None: ...
+    def copy(self) -> View: ...  # as it is now, latency model included; valid as long as it is kept
     def task(self, slot: int) -> TaskView: ...  # a copy of one row
     def blocks_for(self, tokens: int) -> int: ...
     def decode_step_ms(self, rows: int, mean_context: float = 0.0) -> float: ...

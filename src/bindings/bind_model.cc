@@ -207,6 +207,9 @@ void bind_model(py::module_& m) {
             return std::pair(states[static_cast<int>(result.state)], result.error);
           },
           "What became of the pack cache: off, read, written or failed, and why.")
+      .def_property_readonly(
+          "free_memory", [](const Model& model) { return model.device().free_memory(); },
+          "Bytes of the device's memory that are free now.")
       .def_property_readonly("weight_bytes", &Model::weight_bytes)
       .def_property_readonly("kv_block_bytes",
                              [](const Model& model) { return model.kv_layout().block_bytes(); })

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -218,6 +219,8 @@ void bind_view(py::module_& m) {
   c.def_property_readonly("live", [](const PyView& v) {
     return py::tuple(py::cast(std::vector<int32_t>(v.get().live.begin(), v.get().live.end())));
   });
+  c.def("copy", &PyView::copy,
+        "The view as it is now, latency model included, valid for as long as it is kept.");
   c.def(
       "task", [](const PyView& v, int32_t slot) { return TaskView(v.row(slot)); }, py::arg("slot"),
       "A copy of one row.");
@@ -399,6 +402,19 @@ PyView::PyView(std::vector<TaskView> tasks, py::object latency, const View& view
   }
   own_.tasks = tasks_;
   own_.live = live_;
+}
+
+std::shared_ptr<PyView> PyView::copy() const {
+  auto made = std::make_shared<PyView>(get());
+  made->tasks_.assign(get().tasks.begin(), get().tasks.end());
+  made->live_.assign(get().live.begin(), get().live.end());
+  made->latency_ = py::cast(get().latency->clone());
+  made->own_ = get();
+  made->own_.tasks = made->tasks_;
+  made->own_.live = made->live_;
+  made->own_.latency = made->latency_.cast<const LatencyModel*>();
+  made->view_ = &made->own_;
+  return made;
 }
 
 const View& PyView::get() const {

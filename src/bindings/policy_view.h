@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -16,6 +17,8 @@ class PyView {
   // rows with KV but without blocks get the blocks that their cached tokens need.
   PyView(std::vector<TaskView> tasks, py::object latency, const View& view);
   PyView(const PyView&) = delete;
+  // Its rows and latency model as they are now, to be kept for as long as one likes.
+  std::shared_ptr<PyView> copy() const;
 
   const View& get() const;  // throws Error(state) after the call it was lent for
   void expire() { view_ = nullptr; }
