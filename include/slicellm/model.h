@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -105,8 +106,14 @@ class Model {
   // indices; K and V go to `kv`, of allocate_kv(), through the batch's block tables. On a GPU the
   // step has only been started on return; Device::read waits for it. Throws Error(invalid_argument)
   // for a bad batch or too small a `logits`.
-  virtual void forward(const Batch& batch, KvStorage& kv, std::span<const int32_t> rows,
-                       Activation& logits) = 0;
+  // Once the first device has what the step needs (Device::begin_step), `run` is called with the
+  // step's ops. It calls them, or does what they would: a model in one part has them launch kernels
+  // and nothing else, which a GPU may have on record.
+  using Ops = std::function<void()>;
+  using RunOps = std::function<void(const Ops& ops)>;
+  virtual void forward(
+      const Batch& batch, KvStorage& kv, std::span<const int32_t> rows, Activation& logits,
+      const RunOps& run = [](const Ops& ops) { ops(); }) = 0;
 };
 
 // About what a step of `tokens` tokens and `rows` rows of logits takes on a device beside weights

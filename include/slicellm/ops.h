@@ -105,17 +105,25 @@ class PackedRope {
   virtual ~PackedRope() = default;
 };
 
-struct AttentionArgs {
-  const Batch* batch = nullptr;
-  Activation* qkv = nullptr;  // [n, (heads + 2*kv_heads) * head_dim]: q heads, then k, then v
-  Activation* out = nullptr;  // [n, heads * head_dim]
-  KvStorage* kv = nullptr;
-  int32_t layer = 0;
+// What the work of a layer's attention depends on besides the batch.
+struct AttentionShape {
   int32_t heads = 0, kv_heads = 0, head_dim = 0;
-  float scale = 0;  // multiplies q.k
-  const PackedRope* rope = nullptr;
+  RopeStyle rope_style = RopeStyle::half;
   int32_t sliding_window = 0;         // 0 = none (Mistral)
   bool bidirectional_prompt = false;  // ChatGLM-6B: prompt tokens but the last see each other
+
+  bool operator==(const AttentionShape&) const = default;
+};
+
+struct AttentionArgs {
+  const Batch* batch = nullptr;  // the step's
+  Activation* qkv = nullptr;     // [n, (heads + 2*kv_heads) * head_dim]: q heads, then k, then v
+  Activation* out = nullptr;     // [n, heads * head_dim]
+  KvStorage* kv = nullptr;
+  int32_t layer = 0;
+  AttentionShape shape;  // one of the step's
+  float scale = 0;       // multiplies q.k
+  const PackedRope* rope = nullptr;
 };
 
 // A device. Ops of one Device are called from one thread at a time.
@@ -156,10 +164,12 @@ class Device {
   virtual void read(const Activation& from, std::span<float> to) = 0;
   virtual void write(std::span<const float> from, Activation& to) = 0;
 
-  // Starts a step: a GPU uploads what the ops below need of `batch`, which stays as it is until the
-  // step's last op. Comes before the ops of each step.
-  virtual void begin_step(const Batch& batch) = 0;
-  // x[n, width] = table[tokens]
+  // Starts a step with all that its ops need from the host: a GPU uploads it and makes room for
+  // what the ops compute, so that they only launch kernels. `rows` are those of logits, `attention`
+  // the shapes of the layers, each once. `batch` stays as it is until the step's last op.
+  virtual void begin_step(const Batch& batch, std::span<const int32_t> rows,
+                          std::span<const AttentionShape> attention) = 0;
+  // x[n, width] = table[tokens]; the tokens of the step's batch.
   virtual void embed(std::span<const int32_t> tokens, const EmbeddingTable& table,
                      Activation& x) = 0;
   // out[n, linear.out] = linear(norm(x)); with `normed_into_x`, x becomes norm(x) (ChatGLM-6B).
@@ -174,7 +184,7 @@ class Device {
   virtual void norm_linear_act(Activation& x, int64_t n, const PackedNorm& norm,
                                const PackedLinear& linear, GateActivation act, bool normed_into_x,
                                Activation& out) = 0;
-  // logits[rows.size(), vocab] = head(norm(x[rows]))
+  // logits[rows.size(), vocab] = head(norm(x[rows])); the step's rows.
   virtual void logits(const Activation& x, std::span<const int32_t> rows, const PackedNorm& norm,
                       const PackedLinear& head, Activation& logits) = 0;
 };
@@ -197,7 +207,8 @@ std::shared_ptr<Device> make_numa_device(const CpuOptions& options);
 // or such a GPU, and for one below compute capability 8.0.
 std::shared_ptr<Device> make_cuda_device(int index);
 
-// "cpu", "numa", "cuda" or "cuda:<index>"; `cpu` holds for a CPU alone. Throws Error(invalid_argument).
+// "cpu", "numa", "cuda" or "cuda:<index>"; `cpu` holds for a CPU alone. Throws
+// Error(invalid_argument).
 std::shared_ptr<Device> make_device(std::string_view name, const CpuOptions& cpu);
 
 }  // namespace slicellm

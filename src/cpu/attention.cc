@@ -61,15 +61,16 @@ class Attention {
       : pool_(pool),
         kernels_(attention_kernels(isa)),
         args_(args),
+        shape_(args.shape),
         kv_(dynamic_cast<CpuKvStorage&>(*args.kv)),
         rope_(dynamic_cast<const CpuRope&>(*args.rope).table()),
         attend_(attend_kernel(kernels_, kv_.layout().dtype)),
         dtype_(kv_.layout().dtype),
         block_tokens_(kv_.layout().block_tokens),
-        dim_(args.head_dim),
-        padded_dim_((args.head_dim + kPanel - 1) / kPanel * kPanel),
-        group_(args.heads / args.kv_heads),
-        qkv_width_(int64_t{args.head_dim} * (args.heads + 2 * args.kv_heads)),
+        dim_(shape_.head_dim),
+        padded_dim_((shape_.head_dim + kPanel - 1) / kPanel * kPanel),
+        group_(shape_.heads / shape_.kv_heads),
+        qkv_width_(int64_t{shape_.head_dim} * (shape_.heads + 2 * shape_.kv_heads)),
         tile_queries_(std::max(1, kTileRows / group_)) {}
 
   void append();
@@ -100,16 +101,16 @@ class Attention {
 
   // Tokens [first, last) that the query at `position` sees.
   int32_t first_visible(int32_t position) const {
-    return args_.sliding_window > 0 ? std::max(0, position - args_.sliding_window + 1) : 0;
+    return shape_.sliding_window > 0 ? std::max(0, position - shape_.sliding_window + 1) : 0;
   }
   int32_t last_visible(const BatchSequence& s, int32_t position) const {
-    if (!args_.bidirectional_prompt) return position + 1;
+    if (!shape_.bidirectional_prompt) return position + 1;
     return std::min(std::max(position + 1, s.prompt_len - 1), s.past + s.count);
   }
   float* out_row(const Item& item, int32_t row) const {
     const int64_t token = item.sequence->begin + item.begin + row / group_;
     const int64_t head = int64_t{item.kv_head} * group_ + row % group_;
-    return args_.out->data() + (token * args_.heads + head) * dim_;
+    return args_.out->data() + (token * shape_.heads + head) * dim_;
   }
   int32_t rows(const Item& item) const { return (item.end - item.begin) * group_; }
   int32_t tile_rows() const { return tile_queries_ * group_; }
@@ -118,6 +119,7 @@ class Attention {
   ThreadPool& pool_;
   const AttentionKernels& kernels_;
   const AttentionArgs& args_;
+  const AttentionShape& shape_;
   const CpuKvStorage& kv_;
   const RopeTable& rope_;
   void (*const attend_)(const SplitTask& task);
@@ -144,7 +146,7 @@ void Attention::append() {
   pool_.parallel_for(count, kGrain, [&](int64_t begin, int64_t end, int /*thread*/) {
     std::vector<float> temporary(2 * dim_);
     for (int64_t t = begin; t < end; ++t) {
-      for (int32_t head = 0; head < args_.kv_heads; ++head) {
+      for (int32_t head = 0; head < shape_.kv_heads; ++head) {
         append_token(*tokens[t].first, tokens[t].second, head, temporary.data());
       }
     }
@@ -157,8 +159,8 @@ void Attention::append_token(const BatchSequence& s, int32_t i, int32_t head, fl
   const int32_t slot = index % block_tokens_;
   const RopePosition where = rope_position(rope_.style, index, s.prompt_len);
   const float* row = args_.qkv->data() + (s.begin + i) * qkv_width_;
-  const float* key = row + int64_t{dim_} * (args_.heads + head);
-  const float* value = key + int64_t{dim_} * args_.kv_heads;
+  const float* key = row + int64_t{dim_} * (shape_.heads + head);
+  const float* value = key + int64_t{dim_} * shape_.kv_heads;
   std::byte* keys = kv_.keys(block, args_.layer, head);
   std::byte* values = kv_.values(block, args_.layer, head);
   rotate_head(key, dim_, rope_, where, 1.0f, temporary);
@@ -186,7 +188,7 @@ void Attention::append_token(const BatchSequence& s, int32_t i, int32_t head, fl
 void Attention::plan_items() {
   int64_t work_before = 0;
   for (const BatchSequence& s : args_.batch->sequences) {
-    for (int32_t head = 0; head < args_.kv_heads; ++head) {
+    for (int32_t head = 0; head < shape_.kv_heads; ++head) {
       for (int32_t begin = 0; begin < s.count; begin += tile_queries_) {
         const int32_t end = std::min(begin + tile_queries_, s.count);
         const int32_t first = first_visible(s.past + begin);

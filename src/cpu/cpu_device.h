@@ -47,7 +47,8 @@ class CpuDevice : public Device {
   void read(const Activation& from, std::span<float> to) override;
   void write(std::span<const float> from, Activation& to) override;
 
-  void begin_step(const Batch&) override {}
+  void begin_step(const Batch&, std::span<const int32_t>,
+                  std::span<const AttentionShape>) override {}
   void embed(std::span<const int32_t> tokens, const EmbeddingTable& table, Activation& x) override;
   void norm_linear(Activation& x, int64_t n, const PackedNorm& norm, const PackedLinear& linear,
                    bool normed_into_x, Activation& out) override;

@@ -19,16 +19,6 @@
 // A row's result is bit-equal however its sequence was cut into steps and whatever runs beside it.
 namespace slicellm::cuda {
 
-// What a plan depends on besides the batch.
-struct AttentionShape {
-  int32_t heads = 0, kv_heads = 0, head_dim = 0;
-  RopeStyle rope_style = RopeStyle::half;
-  int32_t sliding_window = 0;
-  bool bidirectional_prompt = false;
-
-  bool operator==(const AttentionShape&) const = default;
-};
-
 // The work of a step, as numbers for the device.
 class AttentionPlan {
  public:

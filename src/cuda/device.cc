@@ -146,7 +146,10 @@ std::unique_ptr<PackedLinear> CudaDevice::pack(std::span<const Weight> matrices,
                                                std::span<const std::vector<float>> biases,
                                                ActivationType /*activation*/, bool gated) {
   select();
-  return std::make_unique<CudaLinear>(stream_, pack_linear(matrices, biases, gated, threads_));
+  auto linear =
+      std::make_unique<CudaLinear>(stream_, pack_linear(matrices, biases, gated, threads_));
+  widest_input_ = std::max<int64_t>(widest_input_, linear->layout().input_width());
+  return linear;
 }
 
 std::unique_ptr<PackedNorm> CudaDevice::pack_norm(const NormWeights& norm) {
@@ -195,11 +198,37 @@ void CudaDevice::write(std::span<const float> from, Activation& to) {
   stream_.synchronize();
 }
 
-void CudaDevice::begin_step(const Batch& batch) {
+void CudaDevice::begin_step(const Batch& batch, std::span<const int32_t> rows,
+                            std::span<const AttentionShape> attention) {
   select();
-  batch_ = &batch;
-  staging_.begin();
+  host_ids_ = batch.tokens;
+  for (const BatchSequence& s : batch.sequences) {
+    if (s.chained) host_ids_.at(static_cast<size_t>(s.begin + s.count - 1)) = -1 - s.drawn;
+  }
+  drawn_ = batch.drawn;
   plans_.clear();
+  for (const AttentionShape& shape : attention) {
+    plans_.push_back({AttentionPlan(batch, shape, info_.multiprocessors), nullptr});
+  }
+  staging_.begin();
+  ids_ = staging_.put(std::span<const int32_t>(host_ids_));
+  rows_ = staging_.put(rows);
+  for (Plan& plan : plans_) plan.image = staging_.put(plan.plan.image());
+  staging_.flush();
+  reserve_workspaces(std::max(batch.tokens.size(), rows.size()));
+}
+
+void CudaDevice::reserve_workspaces(size_t most_rows) {
+  linear_input_.reserve(sizeof(uint16_t) * most_rows * static_cast<size_t>(widest_input_),
+                        "workspace");
+  for (const Plan& plan : plans_) {
+    queries_.reserve(plan.plan.query_bytes(), "workspace");
+    partials_.reserve(plan.plan.partial_bytes(), "workspace");
+    if (plan.plan.counter_bytes() > counters_.bytes()) {
+      counters_.reserve(plan.plan.counter_bytes(), "workspace");
+      SLICELLM_CUDA_CHECK(cudaMemsetAsync(counters_.get(), 0, counters_.bytes(), stream_));
+    }
+  }
 }
 
 void CudaDevice::embed(std::span<const int32_t> tokens, const EmbeddingTable& table,
@@ -211,13 +240,7 @@ void CudaDevice::embed(std::span<const int32_t> tokens, const EmbeddingTable& ta
     }
   }
   select();
-  ids_.assign(tokens.begin(), tokens.end());
-  for (const BatchSequence& s : batch_->sequences) {
-    if (s.chained) ids_.at(static_cast<size_t>(s.begin + s.count - 1)) = -1 - s.drawn;
-  }
-  const int32_t* ids = staging_.put(std::span<const int32_t>(ids_));
-  staging_.flush();
-  embed_rows(stream_, dynamic_cast<const CudaEmbedding&>(table).table(), ids, batch_->drawn,
+  embed_rows(stream_, dynamic_cast<const CudaEmbedding&>(table).table(), ids_, drawn_,
              static_cast<int64_t>(tokens.size()), x.data());
 }
 
@@ -226,7 +249,6 @@ void CudaDevice::run(const RowInput& input, const PackedNorm* norm, float* norme
   select();
   const auto& packed = dynamic_cast<const CudaLinear&>(linear);
   const int64_t stride = packed.layout().input_width();
-  linear_input_.reserve(sizeof(uint16_t) * static_cast<size_t>(input.n * stride), "workspace");
   const RowOutput rounded{packed.input_type(), linear_input_.get(), stride};
   if (norm != nullptr) {
     norm_rows(stream_, input, dynamic_cast<const CudaNorm&>(*norm).norm(), normed, rounded);
@@ -269,36 +291,21 @@ void CudaDevice::norm_linear_act(Activation& x, int64_t n, const PackedNorm& nor
 
 void CudaDevice::logits(const Activation& x, std::span<const int32_t> rows, const PackedNorm& norm,
                         const PackedLinear& head, Activation& logits) {
-  select();
-  const int32_t* device_rows = staging_.put(rows);
-  staging_.flush();
-  run({data_of(x), device_rows, static_cast<int64_t>(rows.size()), head.in_features()}, &norm,
-      nullptr, head, Epilogue::store, 0, logits);
+  run({data_of(x), rows_, static_cast<int64_t>(rows.size()), head.in_features()}, &norm, nullptr,
+      head, Epilogue::store, 0, logits);
 }
 
-const CudaDevice::Plan& CudaDevice::plan_for(const AttentionArgs& args) {
-  const AttentionShape shape{args.heads,          args.kv_heads,
-                             args.head_dim,       dynamic_cast<const CudaRope&>(*args.rope).style,
-                             args.sliding_window, args.bidirectional_prompt};
-  for (const Plan& known : plans_) {
-    if (known.plan.shape() == shape) return known;
+const CudaDevice::Plan& CudaDevice::plan_for(const AttentionShape& shape) const {
+  for (const Plan& plan : plans_) {
+    if (plan.plan.shape() == shape) return plan;
   }
-  Plan& made = plans_.emplace_back();
-  made.plan = AttentionPlan(*args.batch, shape, info_.multiprocessors);
-  made.image = staging_.put(made.plan.image());
-  staging_.flush();
-  queries_.reserve(made.plan.query_bytes(), "workspace");
-  partials_.reserve(made.plan.partial_bytes(), "workspace");
-  if (made.plan.counter_bytes() > counters_.bytes()) {
-    counters_.reserve(made.plan.counter_bytes(), "workspace");
-    SLICELLM_CUDA_CHECK(cudaMemsetAsync(counters_.get(), 0, counters_.bytes(), stream_));
-  }
-  return made;
+  throw Error(ErrorKind::state, "attention", "a shape that is not of this step",
+              "one that begin_step was told");
 }
 
 void CudaDevice::rope_append_attend(const AttentionArgs& args) {
   select();
-  const Plan& plan = plan_for(args);
+  const Plan& plan = plan_for(args.shape);
   const auto& rope = dynamic_cast<const CudaRope&>(*args.rope);
   AttentionRun run;
   run.image = plan.image;

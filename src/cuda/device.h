@@ -40,7 +40,8 @@ class CudaDevice final : public Device {
   void read(const Activation& from, std::span<float> to) override;
   void write(std::span<const float> from, Activation& to) override;
 
-  void begin_step(const Batch& batch) override;
+  void begin_step(const Batch& batch, std::span<const int32_t> rows,
+                  std::span<const AttentionShape> attention) override;
   void embed(std::span<const int32_t> tokens, const EmbeddingTable& table, Activation& x) override;
   void norm_linear(Activation& x, int64_t n, const PackedNorm& norm, const PackedLinear& linear,
                    bool normed_into_x, Activation& out) override;
@@ -69,17 +70,23 @@ class CudaDevice final : public Device {
 
   void run(const RowInput& input, const PackedNorm* norm, float* normed, const PackedLinear& linear,
            Epilogue epilogue, float alpha, Activation& out);
-  const Plan& plan_for(const AttentionArgs& args);
+  void reserve_workspaces(size_t most_rows);
+  const Plan& plan_for(const AttentionShape& shape) const;
 
   Selected selected_;
   DeviceInfo info_;
   int threads_;
   Stream stream_;
   StepStaging staging_;
-  const Batch* batch_ = nullptr;  // of this step
-  std::vector<int32_t> ids_;
+  int64_t widest_input_ = 0;  // columns, of the linears packed so far
   DeviceBuffer linear_input_, linear_sums_;
   DeviceBuffer queries_, partials_, counters_;  // of attention
+
+  // Of this step. Pointers are to what was staged.
+  std::vector<int32_t> host_ids_;
+  const int32_t* ids_ = nullptr;    // tokens, or -1 - place in drawn_
+  const int32_t* drawn_ = nullptr;  // Batch::drawn
+  const int32_t* rows_ = nullptr;   // of logits
   std::vector<Plan> plans_;
 };
 

@@ -15,7 +15,7 @@ void StepStaging::begin() {
   step_ = (step_ + 1) % kSteps;
   copied_[step_].synchronize();
   chunk_ = 0;
-  for (Chunk& chunk : chunks_) chunk.used = chunk.flushed = 0;
+  for (Chunk& chunk : chunks_) chunk.used = 0;
 }
 
 const std::byte* StepStaging::put_bytes(const void* values, size_t bytes) {
@@ -40,11 +40,8 @@ const std::byte* StepStaging::put_bytes(const void* values, size_t bytes) {
 }
 
 void StepStaging::flush() {
-  for (Chunk& chunk : chunks_) {
-    if (chunk.used == chunk.flushed) continue;
-    stream_.copy(chunk.device.get() + chunk.flushed, chunk.host[step_].get() + chunk.flushed,
-                 chunk.used - chunk.flushed, cudaMemcpyHostToDevice);
-    chunk.flushed = chunk.used;
+  for (const Chunk& chunk : chunks_) {
+    stream_.copy(chunk.device.get(), chunk.host[step_].get(), chunk.used, cudaMemcpyHostToDevice);
   }
   copied_[step_].record(stream_);
 }

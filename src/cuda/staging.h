@@ -19,12 +19,12 @@ class StepStaging {
 
   // Starts the next step: addresses given out before are reused, in the stream's order.
   void begin();
-  // Notes values for the next flush; returns where they will lie on the device (16-byte aligned).
+  // Notes values for the flush; returns where they will lie on the device (16-byte aligned).
   template <class T>
   const T* put(std::span<const T> values) {
     return reinterpret_cast<const T*>(put_bytes(values.data(), values.size_bytes()));
   }
-  // Enqueues the copy of everything that was put since the last flush.
+  // Enqueues the copy of everything that was put. Ends the step.
   void flush();
 
  private:
@@ -34,7 +34,7 @@ class StepStaging {
   struct Chunk {
     PinnedBuffer host[kSteps];
     DeviceBuffer device;
-    size_t used = 0, flushed = 0;
+    size_t used = 0;
   };
 
   const std::byte* put_bytes(const void* values, size_t bytes);

@@ -116,8 +116,8 @@ class TransformerModel final : public Model {
     return std::make_unique<SplitKvStorage>(kv_layout(), std::move(parts));
   }
 
-  void forward(const Batch& batch, KvStorage& kv, std::span<const int32_t> rows,
-               Activation& logits) override {
+  void forward(const Batch& batch, KvStorage& kv, std::span<const int32_t> rows, Activation& logits,
+               const RunOps& run) override {
     const std::lock_guard lock(mutex_);
     check_batch(batch, spec_, kv_layout(), kv, rows);
     const int64_t floats = static_cast<int64_t>(rows.size()) * spec_.vocab;
@@ -131,29 +131,39 @@ class TransformerModel final : public Model {
       throw Error(ErrorKind::invalid_argument, "kv", "other parts than the model's",
                   "what Model::allocate_kv made");
     }
-    for (size_t i = 0; i < stages_.size(); ++i) {
-      Stage& stage = stages_[i];
-      if (i > 0) hand_over(stages_[i - 1], stage, batch.tokens.size());
-      stage.device->begin_step(batch);
-      if (i == 0) stage.device->embed(batch.tokens, *embedding_, *stage.x);
-      run_layers(stage, batch, split ? split->part(i) : kv);
-    }
-    if (!rows.empty()) device().logits(*stages_.back().x, rows, *final_norm_, *head_, logits);
+    begin_step(stages_.front(), batch, rows);
+    run([&] {
+      stages_.front().device->embed(batch.tokens, *embedding_, *stages_.front().x);
+      for (size_t i = 0; i < stages_.size(); ++i) {
+        Stage& stage = stages_[i];
+        if (i > 0) {
+          hand_over(stages_[i - 1], stage, batch.tokens.size());
+          begin_step(stage, batch, rows);
+        }
+        run_layers(stage, batch, split ? split->part(i) : kv);
+      }
+      if (!rows.empty()) device().logits(*stages_.back().x, rows, *final_norm_, *head_, logits);
+    });
   }
 
  private:
+  void begin_step(const Stage& stage, const Batch& batch, std::span<const int32_t> rows) const {
+    std::vector<AttentionShape> shapes;
+    for (size_t i = 0; i < stage.layers.size(); ++i) {
+      const AttentionShape shape = attention_shape(stage.begin + static_cast<int32_t>(i));
+      if (!std::ranges::count(shapes, shape)) shapes.push_back(shape);
+    }
+    stage.device->begin_step(batch, rows, shapes);
+  }
+
   void run_layers(Stage& stage, const Batch& batch, KvStorage& kv) {
     AttentionArgs attention;
     attention.batch = &batch;
     attention.qkv = stage.qkv.get();
     attention.out = stage.attended.get();
     attention.kv = &kv;
-    attention.heads = spec_.heads;
-    attention.kv_heads = spec_.kv_heads;
-    attention.head_dim = spec_.head_dim;
     attention.scale = spec_.attention_scale;
     attention.rope = stage.rope.get();
-    attention.bidirectional_prompt = !spec_.prefill_divisible;
 
     Device& device = *stage.device;
     Activation& x = *stage.x;
@@ -162,8 +172,7 @@ class TransformerModel final : public Model {
     const float alpha = spec_.residual_alpha;
     for (attention.layer = 0; const Layer& layer : stage.layers) {
       device.norm_linear(x, n, *layer.attention_norm, *layer.qkv, normed, *stage.qkv);
-      const bool windowed = stage.begin + attention.layer >= spec_.window_from_layer;
-      attention.sliding_window = windowed ? spec_.sliding_window : 0;
+      attention.shape = attention_shape(stage.begin + attention.layer);
       device.rope_append_attend(attention);
       device.linear_add(*stage.attended, n, *layer.attention_out, alpha, x);
       device.norm_linear_act(x, n, *layer.mlp_norm, *layer.up, spec_.activation, normed,
@@ -224,6 +233,15 @@ class TransformerModel final : public Model {
             .kv_heads = spec_.kv_heads,
             .head_dim = spec_.head_dim,
             .dtype = kv_dtype_};
+  }
+
+  AttentionShape attention_shape(int32_t layer) const {
+    return {.heads = spec_.heads,
+            .kv_heads = spec_.kv_heads,
+            .head_dim = spec_.head_dim,
+            .rope_style = spec_.rope_style,
+            .sliding_window = layer < spec_.window_from_layer ? 0 : spec_.sliding_window,
+            .bidirectional_prompt = !spec_.prefill_divisible};
   }
 
   // Grows the workspace and the rotary tables to what the batch needs; usually does nothing.

@@ -212,14 +212,15 @@ class Runner {
     args.out = out.get();
     args.kv = kv_.get();
     args.layer = 1;
-    args.heads = shape_.heads;
-    args.kv_heads = shape_.kv_heads;
-    args.head_dim = shape_.head_dim;
+    args.shape = {.heads = shape_.heads,
+                  .kv_heads = shape_.kv_heads,
+                  .head_dim = shape_.head_dim,
+                  .rope_style = shape_.style,
+                  .sliding_window = shape_.sliding_window,
+                  .bidirectional_prompt = shape_.bidirectional};
     args.scale = shape_.scale();
     args.rope = rope_.get();
-    args.sliding_window = shape_.sliding_window;
-    args.bidirectional_prompt = shape_.bidirectional;
-    device_->begin_step(batch);
+    device_->begin_step(batch, {}, {&args.shape, 1});
     device_->rope_append_attend(args);
     for (size_t i = 0; i < chunks.size(); ++i) {
       const BatchSequence& s = batch.sequences[i];

@@ -59,9 +59,7 @@ class Layer {
     attention.qkv = qkv.get();
     attention.out = attended.get();
     attention.kv = kv.get();
-    attention.heads = kHeads;
-    attention.kv_heads = kKvHeads;
-    attention.head_dim = kHeadDim;
+    attention.shape = {.heads = kHeads, .kv_heads = kKvHeads, .head_dim = kHeadDim};
     attention.scale = 1;
     attention.rope = rope_.get();
     const uint64_t before = device_.barriers();

@@ -67,6 +67,11 @@ Batch plain_batch(Ids tokens) {
   return {.tokens = std::move(tokens), .sequences = {std::move(sequence)}, .copies = {}};
 }
 
+struct Rope {
+  std::unique_ptr<PackedRope> packed;
+  RopeStyle style;
+};
+
 class OpsDevice {
  public:
   explicit OpsDevice(const std::string& name, int threads)
@@ -89,9 +94,9 @@ class OpsDevice {
     device_->read(activation, {array.mutable_data(), static_cast<size_t>(array.size())});
     return array;
   }
-  void begin(int64_t n) {
+  void begin(int64_t n, const Ids& rows = {}) {
     batch_ = plain_batch(Ids(n));
-    device_->begin_step(batch_);
+    device_->begin_step(batch_, rows, {});
   }
 
   std::unique_ptr<PackedLinear> pack(const std::vector<Weight>& matrices,
@@ -110,8 +115,8 @@ class OpsDevice {
     return device_->pack_norm(norm);
   }
 
-  std::unique_ptr<PackedRope> rope(const std::string& style, int32_t rotary_dim, const Array& cos,
-                                   const Array& sin) const {
+  Rope rope(const std::string& style, int32_t rotary_dim, const Array& cos,
+            const Array& sin) const {
     auto table = std::make_shared<RopeTable>();
     table->style = style == "half"          ? RopeStyle::half
                    : style == "interleaved" ? RopeStyle::interleaved
@@ -120,14 +125,14 @@ class OpsDevice {
     table->positions = static_cast<int32_t>(rows_of(cos));
     table->cos = values_of(cos);
     table->sin = values_of(sin);
-    return device_->pack_rope(table);
+    return {device_->pack_rope(table), table->style};
   }
 
   Array embed(Ids ids, const EmbeddingTable& table) {
     const auto n = static_cast<int64_t>(ids.size());
     const auto x = poisoned(n, table.cols());
     batch_ = plain_batch(std::move(ids));
-    device_->begin_step(batch_);
+    device_->begin_step(batch_, {}, {});
     device_->embed(batch_.tokens, table, *x);
     return download(*x, n, table.cols());
   }
@@ -166,7 +171,7 @@ class OpsDevice {
   Array logits(const Array& x, const Ids& rows, const PackedNorm& norm, const PackedLinear& head) {
     const auto n = static_cast<int64_t>(rows.size());
     const auto in = upload(x), out = poisoned(n, head.out_features());
-    begin(rows_of(x));
+    begin(rows_of(x), rows);
     device_->logits(*in, rows, norm, head, *out);
     return download(*out, n, head.out_features());
   }
@@ -195,8 +200,8 @@ struct Kv {
 using Sequence = std::tuple<int32_t, int32_t, int32_t, Ids>;
 
 Array attend(OpsDevice& device, const Array& qkv, const std::vector<Sequence>& sequences, Kv& kv,
-             int32_t layer, int32_t heads, float scale, const PackedRope& rope,
-             int32_t sliding_window, bool bidirectional_prompt) {
+             int32_t layer, int32_t heads, float scale, const Rope& rope, int32_t sliding_window,
+             bool bidirectional_prompt) {
   Batch batch;
   for (const auto& [past, count, prompt_len, blocks] : sequences) {
     BatchSequence sequence;
@@ -214,19 +219,21 @@ Array attend(OpsDevice& device, const Array& qkv, const std::vector<Sequence>& s
     throw py::value_error("qkv has other rows than the sequences have tokens");
   }
   const auto in = device.upload(qkv), out = device.poisoned(n, width);
-  device.get().begin_step(batch);
+  const AttentionShape shape = {.heads = heads,
+                                .kv_heads = layout.kv_heads,
+                                .head_dim = layout.head_dim,
+                                .rope_style = rope.style,
+                                .sliding_window = sliding_window,
+                                .bidirectional_prompt = bidirectional_prompt};
+  device.get().begin_step(batch, {}, {&shape, 1});
   device.get().rope_append_attend({.batch = &batch,
                                    .qkv = in.get(),
                                    .out = out.get(),
                                    .kv = kv.storage.get(),
                                    .layer = layer,
-                                   .heads = heads,
-                                   .kv_heads = layout.kv_heads,
-                                   .head_dim = layout.head_dim,
+                                   .shape = shape,
                                    .scale = scale,
-                                   .rope = &rope,
-                                   .sliding_window = sliding_window,
-                                   .bidirectional_prompt = bidirectional_prompt});
+                                   .rope = rope.packed.get()});
   return device.download(*out, n, width);
 }
 
@@ -249,7 +256,7 @@ PYBIND11_MODULE(_ops, m) {
       .def_property_readonly("out_features", &PackedLinear::out_features)
       .def_property_readonly("bytes", &PackedLinear::bytes);
   py::class_<PackedNorm>(m, "Norm");
-  py::class_<PackedRope>(m, "Rope");
+  py::class_<Rope>(m, "Rope");
   py::class_<EmbeddingTable>(m, "Table");
   py::class_<Kv>(m, "Kv")
       .def("read", &Kv::read, py::arg("block"))
