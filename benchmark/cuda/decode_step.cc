@@ -185,11 +185,13 @@ void run_model(const Shape& shape, const Options& options, const cuda::Meter& me
   for (const int32_t rows : options.batches) {
     const Batch batch = decode_batch(rows, most, past, blocks, model->spec().vocab);
     std::vector<double> device_seconds, wall_seconds;
+    int32_t graph_steps = 0;
     for (int32_t step = -3; step < options.steps; ++step) {
       const auto start = Clock::now();
       const StepResult result = executor->wait(executor->submit(batch));
       const std::chrono::duration<double> wall = Clock::now() - start;
       if (step < 0) continue;  // warm-up
+      graph_steps += result.graph;
       device_seconds.push_back(result.duration);
       wall_seconds.push_back(wall.count());
     }
@@ -200,9 +202,10 @@ void run_model(const Shape& shape, const Options& options, const cuda::Meter& me
         "%s  {\"model\": \"%s\", \"batch\": %d, \"context\": %d, \"weight_bytes\": %zu,\n"
         "   \"kv_bytes\": %.0f, \"load_seconds\": %.3g, \"seconds\": %.4g, \"wall_seconds\": "
         "%.4g,\n"
-        "   \"roofline_seconds\": %.4g, \"share_of_roofline\": %.4f}",
+        "   \"graph_steps\": %d, \"roofline_seconds\": %.4g, \"share_of_roofline\": %.4f}",
         first ? "" : ",\n", shape.name.c_str(), rows, past, model->weight_bytes(), kv_bytes,
-        load_time.count(), seconds, median(wall_seconds), roofline, roofline / seconds);
+        load_time.count(), seconds, median(wall_seconds), graph_steps, roofline,
+        roofline / seconds);
     std::fprintf(stderr, "%-12s batch %-3d %9.3f ms a step  %5.1f %% of roofline\n",
                  shape.name.c_str(), rows, seconds * 1e3, 100 * roofline / seconds);
     first = false;

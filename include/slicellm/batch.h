@@ -48,6 +48,11 @@ struct Batch {
   const int32_t* drawn = nullptr;
 };
 
+// Whether every sequence is one token: decode rows and padding.
+inline bool is_decode_step(const Batch& batch) {
+  return batch.tokens.size() == batch.sequences.size();
+}
+
 // The guessed tokens of a sequence of `batch`.
 inline std::span<const int32_t> drafts_of(const Batch& batch, const BatchSequence& sequence) {
   const int32_t end = sequence.begin + sequence.count;

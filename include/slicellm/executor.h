@@ -35,6 +35,7 @@ struct StepResult {
   // its drafts that turned out right the one that follows. An executor may leave drafts unchecked.
   std::vector<RowResult> rows;
   double duration = 0;  // seconds the step took, with the KV copies that it waited for
+  bool graph = false;   // started as a whole, from an earlier step's record (GPUs)
 };
 
 using Ticket = int64_t;

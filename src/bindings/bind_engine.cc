@@ -294,6 +294,8 @@ py::dict stats_dict(const EngineStats& stats) {
   d["steps"] = stats.steps;
   d["submitted"] = stats.submitted;
   d["finished"] = stats.finished;
+  d["decode_steps"] = stats.decode_steps;
+  d["graph_steps"] = stats.graph_steps;
   d["prefill_tokens"] = stats.prefill_tokens;
   d["reused_tokens"] = stats.reused_tokens;
   d["drafted_tokens"] = stats.drafted_tokens;

@@ -11,6 +11,7 @@
 #include "cuda/attention_work.h"
 #include "cuda/kv_storage.h"
 #include "cuda/rope.h"
+#include "cuda/signature.h"
 #include "slicellm/batch.h"
 #include "slicellm/ops.h"
 
@@ -19,7 +20,8 @@
 // A row's result is bit-equal however its sequence was cut into steps and whatever runs beside it.
 namespace slicellm::cuda {
 
-// The work of a step, as numbers for the device.
+// The work of a step, as numbers for the device. A decode step's sizes are rounded up to powers of
+// two, with items that do nothing, so that its launches are those of many other steps.
 class AttentionPlan {
  public:
   AttentionPlan() = default;
@@ -30,6 +32,9 @@ class AttentionPlan {
   int64_t tokens() const { return tokens_; }
   // Everything that the kernels read, to be copied to the device as it is.
   std::span<const int32_t> image() const { return image_; }
+
+  // Adds what the launches take from the plan.
+  void add_to(Signature& signature) const;
 
   // Device memory for an AttentionRun, besides the image; what a step leaves there is of no use to
   // the next, but for the counters: zero before the first use, they are left zero.

@@ -12,6 +12,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kWide ? 2 : 3)
     attend_kernel(const AttentionParams p) {
   SLICELLM_DYNAMIC_SHARED(std::byte, shared);
   const AttentionItem& item = p.items[blockIdx.x];
+  if (item.rows == 0) return;
   if (kWide && item.rows > kNarrowRows) {
     wide_item<kDim, kInt8>(p, item, blockIdx.y, shared);
   } else {

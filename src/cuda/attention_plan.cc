@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -124,6 +125,12 @@ AttentionPlan::AttentionPlan(const Batch& batch, const AttentionShape& shape, in
     }
   }
 
+  if (is_decode_step(batch)) {
+    items.resize(std::bit_ceil(items.size()));
+    tables.resize(std::bit_ceil(tables.size()));
+    partial_rows_ = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(partial_rows_)));
+    cut_tiles_ = static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(cut_tiles_)));
+  }
   items_ = static_cast<int64_t>(items.size());
   first_item_ = static_cast<int64_t>(places.size()) * kPlaceInts;
   first_table_ = first_item_ + items_ * kItemInts;
@@ -131,6 +138,14 @@ AttentionPlan::AttentionPlan(const Batch& batch, const AttentionShape& shape, in
   std::memcpy(image_.data(), places.data(), places.size() * sizeof(TokenPlace));
   std::memcpy(image_.data() + first_item_, items.data(), items.size() * sizeof(AttentionItem));
   std::ranges::copy(tables, image_.begin() + first_table_);
+}
+
+void AttentionPlan::add_to(Signature& signature) const {
+  for (const int64_t number :
+       {tokens_, items_, first_item_, first_table_, partial_rows_, int64_t{cut_tiles_}}) {
+    signature.push_back(static_cast<uint64_t>(number));
+  }
+  signature.push_back(wide_);
 }
 
 size_t AttentionPlan::query_bytes() const {

@@ -30,8 +30,8 @@ struct TokenPlace {
   int32_t first, last;               // the positions that it sees: [first, last)
 };
 
-// Work of one block of threads, for each kv head. Row r of a sequence is its token r / group and
-// head r % group of the kv head.
+// Work of one block of threads, for each kv head; none without rows. Row r of a sequence is its
+// token r / group and head r % group of the kv head.
 struct AttentionItem {
   int32_t first_token;              // of the sequence in the flat batch
   int32_t first_row, rows;          // of the sequence

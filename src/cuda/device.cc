@@ -159,6 +159,7 @@ std::unique_ptr<PackedNorm> CudaDevice::pack_norm(const NormWeights& norm) {
 
 std::unique_ptr<PackedRope> CudaDevice::pack_rope(std::shared_ptr<const RopeTable> table) {
   select();
+  ++allocations_;
   return std::make_unique<CudaRope>(stream_, *table);
 }
 
@@ -169,6 +170,7 @@ std::unique_ptr<EmbeddingTable> CudaDevice::embedding(const Weight& table) {
 
 std::unique_ptr<Activation> CudaDevice::allocate(int64_t floats) {
   select();
+  ++allocations_;
   return std::make_unique<CudaActivation>(floats);
 }
 
@@ -205,7 +207,9 @@ void CudaDevice::begin_step(const Batch& batch, std::span<const int32_t> rows,
   for (const BatchSequence& s : batch.sequences) {
     if (s.chained) host_ids_.at(static_cast<size_t>(s.begin + s.count - 1)) = -1 - s.drawn;
   }
+  launch_stream_ = &stream_;
   drawn_ = batch.drawn;
+  logit_rows_ = rows.size();
   plans_.clear();
   for (const AttentionShape& shape : attention) {
     plans_.push_back({AttentionPlan(batch, shape, info_.multiprocessors), nullptr});
@@ -231,6 +235,19 @@ void CudaDevice::reserve_workspaces(size_t most_rows) {
   }
 }
 
+Signature CudaDevice::signature() const {
+  Signature signature = {host_ids_.size(), logit_rows_,
+                         // Stands for the addresses of activations and rotary tables.
+                         allocations_, number_of(ids_), number_of(drawn_), number_of(rows_),
+                         number_of(linear_input_.get()), number_of(queries_.get()),
+                         number_of(partials_.get()), number_of(counters_.get())};
+  for (const Plan& plan : plans_) {
+    signature.push_back(number_of(plan.image));
+    plan.plan.add_to(signature);
+  }
+  return signature;
+}
+
 void CudaDevice::embed(std::span<const int32_t> tokens, const EmbeddingTable& table,
                        Activation& x) {
   for (const int32_t id : tokens) {
@@ -240,7 +257,7 @@ void CudaDevice::embed(std::span<const int32_t> tokens, const EmbeddingTable& ta
     }
   }
   select();
-  embed_rows(stream_, dynamic_cast<const CudaEmbedding&>(table).table(), ids_, drawn_,
+  embed_rows(*launch_stream_, dynamic_cast<const CudaEmbedding&>(table).table(), ids_, drawn_,
              static_cast<int64_t>(tokens.size()), x.data());
 }
 
@@ -251,9 +268,9 @@ void CudaDevice::run(const RowInput& input, const PackedNorm* norm, float* norme
   const int64_t stride = packed.layout().input_width();
   const RowOutput rounded{packed.input_type(), linear_input_.get(), stride};
   if (norm != nullptr) {
-    norm_rows(stream_, input, dynamic_cast<const CudaNorm&>(*norm).norm(), normed, rounded);
+    norm_rows(*launch_stream_, input, dynamic_cast<const CudaNorm&>(*norm).norm(), normed, rounded);
   } else {
-    convert_rows(stream_, input, rounded);
+    convert_rows(*launch_stream_, input, rounded);
   }
   const LinearWorkspace workspace{linear_sums_.get<float>(), info_.multiprocessors,
                                   info_.shared_per_block};
@@ -265,7 +282,7 @@ void CudaDevice::run(const RowInput& input, const PackedNorm* norm, float* norme
   call.epilogue = epilogue;
   call.alpha = alpha;
   call.out = out.data();
-  run_linear(stream_, workspace, call);
+  run_linear(*launch_stream_, workspace, call);
 }
 
 void CudaDevice::norm_linear(Activation& x, int64_t n, const PackedNorm& norm,
@@ -318,8 +335,8 @@ void CudaDevice::rope_append_attend(const AttentionArgs& args) {
   run.queries = queries_.get<__half>();
   run.partials = partials_.get();
   run.counters = counters_.get<int32_t>();
-  rope_append(stream_, plan.plan, run);
-  attend(stream_, plan.plan, run);
+  rope_append(*launch_stream_, plan.plan, run);
+  attend(*launch_stream_, plan.plan, run);
 }
 
 }  // namespace slicellm::cuda

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -7,14 +8,15 @@
 #include "cuda/linear.h"
 #include "cuda/row_kernels.h"
 #include "cuda/runtime.h"
+#include "cuda/signature.h"
 #include "cuda/staging.h"
 #include "slicellm/ops.h"
 
 namespace slicellm::cuda {
 
 // One GPU: activations are float32 in its memory, inputs of matrix products are rounded to 16 bits.
-// All work goes to one stream, in the order of the calls. Workspaces grow to what the largest step
-// needs and are kept.
+// All work goes to one stream, in the order of the calls, but for ops that are recorded
+// (launch_on). Workspaces grow to what the largest step needs and are kept.
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(int index);
@@ -57,6 +59,12 @@ class CudaDevice final : public Device {
   void select() const;
   const Stream& stream() const { return stream_; }
 
+  // After begin_step: all that the launches of the step's ops take from the host, given one model
+  // and KV storage.
+  Signature signature() const;
+  // Lets the ops of the step that was begun launch on `stream` from here on.
+  void launch_on(const Stream& stream) { launch_stream_ = &stream; }
+
  private:
   struct Selected {  // before anything that lives on the GPU
     explicit Selected(int index);
@@ -78,11 +86,14 @@ class CudaDevice final : public Device {
   int threads_;
   Stream stream_;
   StepStaging staging_;
-  int64_t widest_input_ = 0;  // columns, of the linears packed so far
+  std::atomic<uint64_t> allocations_ = 0;  // activations and rotary tables made so far
+  int64_t widest_input_ = 0;               // columns, of the linears packed so far
   DeviceBuffer linear_input_, linear_sums_;
   DeviceBuffer queries_, partials_, counters_;  // of attention
 
   // Of this step. Pointers are to what was staged.
+  const Stream* launch_stream_ = &stream_;
+  size_t logit_rows_ = 0;
   std::vector<int32_t> host_ids_;
   const int32_t* ids_ = nullptr;    // tokens, or -1 - place in drawn_
   const int32_t* drawn_ = nullptr;  // Batch::drawn

@@ -6,6 +6,7 @@
 #include "cuda/kv_storage.h"
 #include "cuda/kv_swapper.h"
 #include "cuda/sampler.h"
+#include "cuda/step_graphs.h"
 #include "engine/executor_tasks.h"
 #include "engine/executors.h"
 #include "slicellm/model.h"
@@ -45,6 +46,7 @@ class CudaExecutor final : public Executor {
     const Stream& stream = device_.stream();
     Step& step = steps_[static_cast<size_t>(next_ticket_) % kMaxInFlight];
     step.rows.clear();
+    step.graph = false;
     step.start.record(stream);
     swapper_.start(batch.copies, step.start);
     if (batch.sequences.empty()) {
@@ -66,6 +68,7 @@ class CudaExecutor final : public Executor {
     step.end.synchronize();
     StepResult result;
     result.duration = step.end.seconds_since(step.start);
+    result.graph = step.graph;
     result.rows.reserve(step.rows.size());
     const auto vocab = static_cast<size_t>(vocab_);
     for (const Row& row : step.rows) {
@@ -96,6 +99,7 @@ class CudaExecutor final : public Executor {
     std::vector<Row> rows;
     PinnedBuffer tokens;  // int32 [rows drawn on the device]
     PinnedBuffer logits;  // float [rows drawn on the host, vocab]
+    bool graph = false;   // see StepResult
   };
 
   static std::unique_ptr<CudaKvStorage> make_kv(CudaDevice& device, const KvLayout& layout,
@@ -137,9 +141,12 @@ class CudaExecutor final : public Executor {
       const auto rows = static_cast<int64_t>(std::bit_ceil(rows_.size()));
       logits_ = device_.allocate(rows * vocab_);
     }
+    sampler_.prepare(logits_->data(), vocab_, drawn_);
     batch.drawn = sampler_.drawn();
-    model_->forward(batch, *kv_, rows_, *logits_);
-    if (!drawn_.empty()) sampler_.draw(logits_->data(), vocab_, drawn_, step.tokens);
+    model_->forward(batch, *kv_, rows_, *logits_, [&](const Model::Ops& ops) {
+      step.graph = launch(is_decode_step(batch), ops);
+    });
+    sampler_.fetch(step.tokens);
     const size_t row_bytes = sizeof(float) * static_cast<size_t>(vocab_);
     step.logits.reserve(to_host.size() * row_bytes, "logits");
     for (size_t i = 0; i < to_host.size(); ++i) {
@@ -147,6 +154,23 @@ class CudaExecutor final : public Executor {
                             logits_->data() + int64_t{to_host[i]} * vocab_, row_bytes,
                             cudaMemcpyDeviceToHost);
     }
+  }
+
+  // Launches a step's ops and the drawing of its tokens, a decode step by a record if there is one.
+  // Returns whether there was.
+  bool launch(bool is_decode, const Model::Ops& ops) {
+    const auto launches = [&](const Stream& stream) {
+      device_.launch_on(stream);
+      ops();
+      sampler_.draw(stream);
+    };
+    if (!is_decode) {
+      launches(device_.stream());
+      return false;
+    }
+    Signature signature = device_.signature();
+    sampler_.add_to(signature);
+    return graphs_.run(device_.stream(), std::move(signature), launches);
   }
 
   std::shared_ptr<Model> model_;
@@ -161,6 +185,7 @@ class CudaExecutor final : public Executor {
   Ticket next_ticket_ = 0;
 
   DeviceSampler sampler_;
+  StepGraphs graphs_;
   std::unique_ptr<Activation> logits_;  // [rows, vocab]
   std::vector<int32_t> rows_;
   std::vector<SampleRow> drawn_;

@@ -124,4 +124,29 @@ double Event::seconds_since(const Event& start) const {
   return milliseconds * 1e-3;
 }
 
+Graph::Graph(const Stream& stream, const std::function<void()>& work) {
+  // Other threads may go on to allocate and wait.
+  SLICELLM_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  cudaGraph_t graph = nullptr;
+  try {
+    work();
+  } catch (...) {
+    if (cudaStreamEndCapture(stream, &graph) == cudaSuccess) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    throw;
+  }
+  SLICELLM_CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+  const cudaError_t status = cudaGraphInstantiate(&exec_, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "cudaGraphInstantiate()");
+}
+
+Graph::~Graph() {
+  if (exec_ != nullptr) cudaGraphExecDestroy(exec_);
+}
+
+void Graph::launch(const Stream& stream) const {
+  SLICELLM_CUDA_CHECK(cudaGraphLaunch(exec_, stream));
+}
+
 }  // namespace slicellm::cuda

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <utility>
 
@@ -125,6 +126,27 @@ class Event {
 
  private:
   cudaEvent_t event_ = nullptr;
+};
+
+// Work that was recorded, to be started again and again with one call.
+class Graph {
+ public:
+  Graph() = default;
+  // Records what `work` starts on `stream` instead of starting it; nothing else does so meanwhile.
+  // Throws what `work` throws, with the stream as it was before.
+  Graph(const Stream& stream, const std::function<void()>& work);
+  Graph(Graph&& other) noexcept { std::swap(exec_, other.exec_); }
+  Graph& operator=(Graph&& other) noexcept {
+    std::swap(exec_, other.exec_);
+    return *this;
+  }
+  ~Graph();
+
+  bool empty() const { return exec_ == nullptr; }
+  void launch(const Stream& stream) const;
+
+ private:
+  cudaGraphExec_t exec_ = nullptr;
 };
 
 }  // namespace slicellm::cuda

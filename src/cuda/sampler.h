@@ -5,6 +5,7 @@
 
 #include "cuda/runtime.h"
 #include "cuda/sampling.h"
+#include "cuda/signature.h"
 #include "cuda/staging.h"
 #include "slicellm/task.h"
 
@@ -21,17 +22,24 @@ class DeviceSampler {
   // `position` = output tokens so far, `row` of the logits.
   static SampleRow make_row(const Sampling& sampling, uint64_t position, int32_t row);
 
-  // Starts drawing from logits[*, vocab] on the device; once the stream has passed, the tokens are
-  // in `tokens`, int32 [rows.size()], -1 for invalid logits. `tokens` must not be in use.
-  void draw(const float* logits, int32_t vocab, std::span<const SampleRow> rows,
-            PinnedBuffer& tokens);
-  // Where the device holds what it drew last, until the next `draw` has passed on the stream.
+  // A drawing in three parts. prepare() sends what the kernels need to draw from logits[*, vocab]
+  // on the device.
+  void prepare(const float* logits, int32_t vocab, std::span<const SampleRow> rows);
+  // Launches them on `stream`.
+  void draw(const Stream& stream) const { sample_rows(stream, call_); }
+  // Once the stream has passed, the tokens are in `tokens`, int32 [rows.size()], -1 for invalid
+  // logits. `tokens` must not be in use.
+  void fetch(PinnedBuffer& tokens) const;
+  // Adds what the launches take from the host.
+  void add_to(Signature& signature) const;
+  // Where the device holds what it drew last, from prepare() until draw() has passed.
   const int32_t* drawn() const { return tokens_.get<int32_t>(); }
 
  private:
   const Stream& stream_;
   StepStaging staging_;
   DeviceBuffer workspace_, tokens_;
+  SampleCall call_;
 };
 
 }  // namespace slicellm::cuda

@@ -56,6 +56,8 @@ void Loop::settle() {
   if (step.runs) {
     latency_->observe(step.outcome.features, result.duration);
     ++stats_.steps;
+    stats_.decode_steps += step.outcome.features.prefill_tokens == 0;
+    stats_.graph_steps += result.graph;
     stats_.busy_seconds += result.duration;
   }
   if (!step.predicted) commit(step);

@@ -56,7 +56,9 @@ std::vector<int32_t> draw_on_gpu(const Array& logits, const std::vector<Draw>& d
   stream.copy(device_logits.get(), logits.data(), bytes, cudaMemcpyHostToDevice);
   DeviceSampler sampler(stream);
   PinnedBuffer tokens;
-  sampler.draw(device_logits.get<float>(), vocab, rows, tokens);
+  sampler.prepare(device_logits.get<float>(), vocab, rows);
+  sampler.draw(stream);
+  sampler.fetch(tokens);
   stream.synchronize();
   return {tokens.get<int32_t>(), tokens.get<int32_t>() + rows.size()};
 }

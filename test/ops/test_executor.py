@@ -31,7 +31,7 @@ SETTINGS: list[dict[str, Any]] = [
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> _core.Model:
     if ops.cuda != "simt" and request.config.getoption("--device") != "cuda":
         pytest.skip("device cuda is neither emulated (SLICELLM_SIMT) nor asked for (--device cuda)")
-    config = models.FAMILIES["llama"]
+    config = {**models.FAMILIES["llama"], "max_position_embeddings": 512}
     path = tiny.write_directory(tmp_path_factory.mktemp("model"), config, tiny.weights(config))
     return _core.Model.load(str(path), device="cuda", dtype="float16")
 
@@ -51,14 +51,15 @@ def tasks_of(model: _core.Model, prefix: Sequence[int] = (), **more: Any) -> lis
     ]
 
 
-def run(
+def serve(
     model: _core.Model,
     tasks: list[_core.TaskSpec],
     policy: str | _core.Policy = "orca",
     blocks: int = 64,
     host_blocks: int = 16,
     **options: Any,
-) -> list[list[int]]:
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The tasks' results and the engine's counts."""
     engine = _core.Engine(
         model,
         policy,
@@ -69,9 +70,15 @@ def run(
     )
     results = [handle.wait(120) for handle in engine.submit_all(tasks)]
     engine.check_integrity()
+    stats = engine.stats()
     engine.close()
     assert [(r["reason"], r["error"]) for r in results] == [("length", "")] * len(results)
-    return [result["token_ids"] for result in results]
+    return results, stats
+
+
+def run(model: _core.Model, tasks: list[_core.TaskSpec], *args: Any, **options: Any) -> Any:
+    """The tasks' tokens."""
+    return [result["token_ids"] for result in serve(model, tasks, *args, **options)[0]]
 
 
 @pytest.mark.parametrize("loop", ["plain", "overlap"])
@@ -112,6 +119,70 @@ def test_drafts(model: _core.Model) -> None:
         for i, settings in enumerate([{}, {"temperature": 0.3}, {"logprobs": 1}])
     ]
     assert run(model, tasks, prompt_lookup=5) == run(model, tasks)
+
+
+@pytest.mark.parametrize("loop", ["plain", "overlap"])
+def test_steps_that_are_started_as_graphs(model: _core.Model, loop: str) -> None:
+    """A step of as many rows as two steps before it is a graph, whatever it computes."""
+    tasks = [
+        _core.TaskSpec(
+            prompt=[5 + i, 9, 2], max_tokens=201, ignore_eos=True, seed=i, temperature=float(i)
+        )
+        for i in range(2)
+    ]
+    engine = _core.Engine(
+        model, "orca", LATENCY, kv_cache_bytes=64 * model.kv_block_bytes, loop=loop
+    )
+    for round in range(2):
+        first = engine.stats()
+        for handle in engine.submit_all(tasks):
+            assert handle.wait(120)["reason"] == "length"
+        stats = engine.stats()
+        decode, graphs = (stats[key] - first[key] for key in ("decode_steps", "graph_steps"))
+        assert decode >= 200
+        assert graphs == decode - (2 if round == 0 else 0)
+    engine.close()
+
+
+def test_graphs_give_the_logits_of_prompts(model: _core.Model) -> None:
+    """Every decode step, most of them graphs, against a step that computes the same token as the
+    end of a prompt, which never is one: logits equal bit for bit."""
+    prompts = [[3, 1, 4, 1, 5], list(range(20, 60)), [7]]
+
+    def tasks(prompts: list[list[int]], length: int) -> list[_core.TaskSpec]:
+        return [
+            _core.TaskSpec(prompt=p, max_tokens=length, ignore_eos=True, logprobs=3)
+            for p in prompts
+        ]
+
+    results, stats = serve(model, tasks(prompts, 9))
+    assert stats["graph_steps"] >= 6
+    longer = [p + r["token_ids"][:k] for p, r in zip(prompts, results) for k in range(9)]
+    single, stats = serve(model, tasks(longer, 1))
+    assert stats["graph_steps"] == stats["decode_steps"] == 0
+    for i, result in enumerate(results):
+        for key in ("token_ids", "logprobs", "top_logprobs"):
+            assert [r[key][0] for r in single[9 * i : 9 * i + 9]] == result[key]
+
+
+def test_graphs_of_changing_loads(model: _core.Model) -> None:
+    """Rows that come and go, contexts that are split (attention's partial results), buffers that
+    grow: tokens are those that each task has alone."""
+    rng = np.random.default_rng(7)
+    tasks = [
+        _core.TaskSpec(
+            prompt=rng.integers(3, model.spec["vocab"], length).tolist(),
+            max_tokens=4 + 5 * (i % 4),
+            ignore_eos=True,
+            seed=i,
+            temperature=float(i % 2),
+        )
+        for i, length in enumerate([250, 3, 260, 90, 17, 40, 251, 8, 5, 30])
+    ]
+    together, stats = serve(model, tasks, RandomPolicy(11), blocks=120)
+    assert 0 < stats["graph_steps"] < stats["decode_steps"]
+    alone = [run(model, [task], blocks=120)[0] for task in tasks]
+    assert [result["token_ids"] for result in together] == alone
 
 
 def test_two_engines_on_one_model(model: _core.Model) -> None:

@@ -23,7 +23,14 @@ if ops.cuda != "simt":
 LONG = 300  # tokens of a prompt
 LATENCY = _core.LatencyModel.from_decode_table([1.0])
 ALLOCATING = {"cudaMalloc", "cudaMallocHost"}
-FREEING = {"cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaEventDestroy"}
+FREEING = {
+    "cudaEventDestroy",
+    "cudaFree",
+    "cudaFreeHost",
+    "cudaGraphDestroy",
+    "cudaGraphExecDestroy",
+    "cudaStreamDestroy",
+}
 FUNCTIONS = [
     *sorted(ALLOCATING),
     *sorted(FREEING),
@@ -34,11 +41,15 @@ FUNCTIONS = [
     "cudaFuncSetAttribute",
     "cudaGetDeviceCount",
     "cudaGetDeviceProperties",
+    "cudaGraphInstantiate",
+    "cudaGraphLaunch",
     "cudaMemGetInfo",
     "cudaMemcpyAsync",
     "cudaMemsetAsync",
     "cudaSetDevice",
+    "cudaStreamBeginCapture",
     "cudaStreamCreateWithFlags",
+    "cudaStreamEndCapture",
     "cudaStreamSynchronize",
     "cudaStreamWaitEvent",
     "launch",

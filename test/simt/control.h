@@ -11,7 +11,7 @@ extern "C" {
 void simt_fail(const char* function, uint64_t nth);
 // Calls of `function` since simt_fail.
 uint64_t simt_calls(const char* function);
-// What has not been freed: bytes on the device and pinned, streams and events.
+// What has not been freed: bytes on the device and pinned, streams, events and graphs.
 size_t simt_device_bytes();
 size_t simt_pinned_bytes();
 size_t simt_handles();

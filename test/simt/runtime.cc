@@ -12,9 +12,11 @@
 
 #include "simt/control.h"
 #include "simt/fault.h"
+#include "simt/graph.h"
 #include "simt/launch.h"
 #include "simt/memory.h"
 #include "simt/queue.h"
+#include "simt/runtime.h"
 
 using Time = std::chrono::steady_clock::time_point;
 
@@ -34,25 +36,17 @@ constexpr size_t kSharedOptIn = size_t{99} << 10;
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local std::string last_fault;
 
-// What a call returns: its own error, or the fault of a kernel that has run since.
-cudaError_t result(cudaError_t error) {
-  if (error == cudaSuccess && simt::take_fault(last_fault)) error = cudaErrorLaunchFailure;
-  if (error != cudaSuccess) last_error = error;
-  return error;
-}
-
-// A call that a test wants to fail (control.h).
-#define SIMT_MAY_FAIL(error) \
-  if (simt::fails(__func__)) return result(error)
+// A call that spoils a capture of this thread.
+#define SIMT_NOT_IN_CAPTURE() \
+  if (simt::spoils_capture()) return result(cudaErrorStreamCaptureUnsupported)
+// One that spoils the capture of `stream`.
+#define SIMT_NOT_CAPTURED(stream) \
+  if (simt::spoils_capture(stream)) return result(cudaErrorStreamCaptureUnsupported)
 
 // The null stream has a queue like any other: no stream is made to wait for it.
 const std::shared_ptr<simt::Queue>& queue_of(cudaStream_t stream) {
   static const auto* null_stream = new simtStream;  // outlives what is freed at exit
   return (stream ? stream : null_stream)->queue;
-}
-
-simt::Place start(cudaStream_t stream, std::function<void()> work) {
-  return simt::enqueue(queue_of(stream), std::move(work));
 }
 
 void finish(cudaStream_t stream) { simt::finish(simt::end_of(queue_of(stream))); }
@@ -76,7 +70,21 @@ size_t dynamic_limit(const void* kernel) {
 
 }  // namespace
 
+using simt::result;
+using simt::start;
+
 namespace simt {
+
+cudaError_t result(cudaError_t error) {
+  if (error == cudaSuccess && take_fault(last_fault)) error = cudaErrorLaunchFailure;
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+Place start(cudaStream_t stream, std::function<void()> work) {
+  if (record(stream, work)) return {};
+  return enqueue(queue_of(stream), std::move(work));
+}
 
 namespace {
 
@@ -138,10 +146,18 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidDevice";
     case cudaErrorInvalidResourceHandle:
       return "cudaErrorInvalidResourceHandle";
+    case cudaErrorIllegalState:
+      return "cudaErrorIllegalState";
     case cudaErrorNotReady:
       return "cudaErrorNotReady";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated:
+      return "cudaErrorStreamCaptureInvalidated";
+    case cudaErrorStreamCaptureWrongThread:
+      return "cudaErrorStreamCaptureWrongThread";
     case cudaErrorUnknown:
       return "cudaErrorUnknown";
   }
@@ -164,10 +180,18 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid device ordinal";
     case cudaErrorInvalidResourceHandle:
       return "invalid resource handle";
+    case cudaErrorIllegalState:
+      return "the operation cannot be performed in the present state";
     case cudaErrorNotReady:
       return "device not ready";
     case cudaErrorLaunchFailure:
       return last_fault.c_str();
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureWrongThread:
+      return "attempt to terminate a thread-local capture sequence from another thread";
     case cudaErrorUnknown:
       return "unknown error";
   }
@@ -228,6 +252,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
 }
 
 cudaError_t cudaDeviceSynchronize() {
+  SIMT_NOT_IN_CAPTURE();
   simt::finish_all();
   return result(cudaSuccess);
 }
@@ -251,6 +276,7 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   *pointer = nullptr;
   SIMT_MAY_FAIL(cudaErrorMemoryAllocation);
+  SIMT_NOT_IN_CAPTURE();
   if (bytes == 0) return result(cudaSuccess);
   *pointer = simt::allocate_device(bytes);
   return result(*pointer ? cudaSuccess : cudaErrorMemoryAllocation);
@@ -258,6 +284,7 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
 
 cudaError_t cudaFree(void* pointer) {
   if (!pointer) return result(cudaSuccess);
+  SIMT_NOT_IN_CAPTURE();
   simt::finish_all();
   const bool freed = simt::free_device(pointer);
   SIMT_MAY_FAIL(cudaErrorUnknown);
@@ -267,12 +294,14 @@ cudaError_t cudaFree(void* pointer) {
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
   *pointer = nullptr;
   SIMT_MAY_FAIL(cudaErrorMemoryAllocation);
+  SIMT_NOT_IN_CAPTURE();
   *pointer = bytes > 0 ? simt::allocate_pinned(bytes) : nullptr;
   return result(*pointer || bytes == 0 ? cudaSuccess : cudaErrorMemoryAllocation);
 }
 
 cudaError_t cudaFreeHost(void* pointer) {
   if (!pointer) return result(cudaSuccess);
+  SIMT_NOT_IN_CAPTURE();
   simt::finish_all();
   const bool freed = simt::free_pinned(pointer);
   SIMT_MAY_FAIL(cudaErrorUnknown);
@@ -280,6 +309,7 @@ cudaError_t cudaFreeHost(void* pointer) {
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  SIMT_NOT_IN_CAPTURE();
   const cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
   finish(nullptr);
   return result(error);
@@ -348,6 +378,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   SIMT_MAY_FAIL(cudaErrorUnknown);
+  SIMT_NOT_CAPTURED(stream);
   finish(stream);
   return result(cudaSuccess);
 }
@@ -356,6 +387,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   SIMT_MAY_FAIL(cudaErrorUnknown);
   if (!event) return result(cudaErrorInvalidResourceHandle);
   if (flags != 0) return result(cudaErrorInvalidValue);
+  SIMT_NOT_CAPTURED(stream);
   simt::enqueue_wait(queue_of(stream), event->place);
   return result(cudaSuccess);
 }
@@ -379,6 +411,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   SIMT_MAY_FAIL(cudaErrorUnknown);
   if (!event) return result(cudaErrorInvalidResourceHandle);
+  SIMT_NOT_CAPTURED(stream);
   event->time = std::make_shared<Time>();
   event->place = start(stream, [time = event->time] { *time = std::chrono::steady_clock::now(); });
   return result(cudaSuccess);
