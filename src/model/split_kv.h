@@ -33,8 +33,8 @@ class SplitKvStorage final : public KvStorage {
     }
   }
 
-  size_t parts() const { return parts_.size(); }
-  KvStorage& part(size_t index) { return *parts_[index]; }
+  // Null where there is none of this index.
+  KvStorage* part(size_t index) { return index < parts_.size() ? parts_[index].get() : nullptr; }
 
  private:
   KvLayout layout_;

@@ -126,11 +126,6 @@ class TransformerModel final : public Model {
                   std::to_string(logits.capacity()) + " floats", std::to_string(floats));
     }
     reserve(batch);
-    auto* split = dynamic_cast<SplitKvStorage*>(&kv);
-    if (stages_.size() != (split ? split->parts() : 1)) {
-      throw Error(ErrorKind::invalid_argument, "kv", "other parts than the model's",
-                  "what Model::allocate_kv made");
-    }
     begin_step(stages_.front(), batch, rows);
     run([&] {
       stages_.front().device->embed(batch.tokens, *embedding_, *stages_.front().x);
@@ -140,7 +135,7 @@ class TransformerModel final : public Model {
           hand_over(stages_[i - 1], stage, batch.tokens.size());
           begin_step(stage, batch, rows);
         }
-        run_layers(stage, batch, split ? split->part(i) : kv);
+        run_layers(stage, batch, part_of(kv, i));
       }
       if (!rows.empty()) device().logits(*stages_.back().x, rows, *final_norm_, *head_, logits);
     });
@@ -180,6 +175,18 @@ class TransformerModel final : public Model {
       device.linear_add(*stage.inner, n, *layer.down, alpha, x);
       ++attention.layer;
     }
+  }
+
+  // K and V of a stage's layers.
+  KvStorage& part_of(KvStorage& kv, size_t stage) const {
+    KvStorage* part = &kv;
+    if (auto* split = dynamic_cast<SplitKvStorage*>(&kv)) part = split->part(stage);
+    if (part == nullptr ||
+        part->layout().layers != static_cast<int32_t>(stages_[stage].layers.size())) {
+      throw Error(ErrorKind::invalid_argument, "kv", "other parts than the model's",
+                  "what its allocate_kv makes");
+    }
+    return *part;
   }
 
   // The activations of n tokens to the next part, through host memory.

@@ -145,6 +145,12 @@ std::vector<Task> make_tasks(int count, Random& random) {
   return tasks;
 }
 
+// The two layers of the models here in one part, or each on a device of its own.
+Placement parts_of(int parts, int threads) {
+  if (parts == 1) return {{make_cpu_device({threads, ""}), 2}};
+  return {{make_cpu_device({threads, ""}), 1}, {make_cpu_device({1, ""}), 1}};
+}
+
 // One step with `counts[i]` tokens of task i (0 = absent), in the order of `order`.
 void run_step(Model& model, KvStorage& kv, std::vector<Task>& tasks,
               const std::vector<int32_t>& counts, const std::vector<int>& order) {
@@ -195,13 +201,12 @@ void test_random_schedules(const std::shared_ptr<RandomFile>& file, DTypeSpec dt
     }
   }
   for (int round = 0; round < 6; ++round) {
-    const auto model = Model::load(file, make_cpu_device({1 + round % 3, ""}), options);
+    const auto model = Model::load(file, parts_of(1 + round / 2 % 2, 1 + round % 3), options);
     std::vector<Task> tasks = alone;
     std::vector<int32_t> blocks(4 * tasks.size());
     std::iota(blocks.begin(), blocks.end(), 0);
     std::ranges::shuffle(blocks, random);
-    const auto kv =
-        model->device().allocate_kv(model->kv_layout(), static_cast<int32_t>(blocks.size()));
+    const auto kv = model->allocate_kv(static_cast<int32_t>(blocks.size()));
     for (size_t i = 0; i < tasks.size(); ++i) {
       tasks[i].blocks.assign(blocks.begin() + 4 * i, blocks.begin() + 4 * (i + 1));
       tasks[i].logits.assign(tasks[i].logits.size(), 0);
@@ -288,6 +293,29 @@ void test_bad_batches(const std::shared_ptr<RandomFile>& file) {
                [&] { model->forward(good, *wrong, Rows{0}, *logits); }));
 }
 
+// Parts that are not the model's, and K and V of other parts.
+void test_bad_parts() {
+  const auto file = llama_file("128");
+  const auto cpu = make_cpu_device({1, ""});
+  CHECK(throws(ErrorKind::invalid_argument, "placement", [&] {
+    Model::load(file, Placement{{cpu, 1}, {cpu, 2}}, {});
+  }));
+  CHECK(throws(ErrorKind::invalid_argument, "placement",
+               [&] { Model::load(file, Placement{}, {}); }));
+  BatchSequence sequence;
+  sequence.count = sequence.prompt_len = 1;
+  sequence.blocks = {0};
+  Batch batch;
+  batch.tokens = {7};
+  batch.sequences = {sequence};
+  for (int parts : {1, 2}) {
+    const auto model = Model::load(file, parts_of(parts, 1), {});
+    const auto other = Model::load(file, parts_of(3 - parts, 1), {})->allocate_kv(1);
+    CHECK(throws(ErrorKind::invalid_argument, "kv",
+                 [&] { model->forward(batch, *other, {}, *model->device().allocate(0)); }));
+  }
+}
+
 // A context far beyond the rotary tables made at load.
 void test_long_context() {
   const auto model = Model::load(llama_file("70000"), make_cpu_device({1, ""}), {});
@@ -319,6 +347,7 @@ int main() {
     test_random_schedules(file, {DType::int4, 32});
     test_bad_batches(file);
   }
+  test_bad_parts();
   test_long_context();
   return test::check_result();
 }
