@@ -171,6 +171,17 @@ def test_auto(gpu_memory: Callable[[int], None], tmp_path: Path) -> None:
     assert model.device == _core.Model.load(path, device="cuda", threads=1).device
 
 
+def test_auto_without_a_driver(load: Load) -> None:
+    if ops.cuda != "simt":
+        pytest.skip("calls can be made to fail in the emulator only")
+    cpu = load("llama", "cpu").device
+    emulator = Emulator()
+    emulator.fail("cudaGetDeviceCount", 1)
+    assert load("llama", "auto").device == cpu
+    emulator.fail("", 0)
+    assert load("llama", "auto").device == load("llama", "cuda").device
+
+
 def test_memory_for_kv_when_no_size_is_given(
     gpu_memory: Callable[[int], None], tmp_path: Path
 ) -> None:
