@@ -1,6 +1,6 @@
 // Times whole decode steps of models with random int4 weights (groups of 128) through the CUDA
-// executor, beside the time in which the GPU could copy the bytes that a step must read. Prints one
-// JSON object.
+// executor, beside the time in which the GPU could copy the bytes that a step must read; then while
+// KV of others is swapped to the host, and back. Prints one JSON object.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -22,7 +22,7 @@ namespace {
 
 constexpr const char* kHelp =
     "cuda_decode_benchmark [--models llama3-8b,chatglm2-6b,tiny] [--batches 1,16,64]\n"
-    "                      [--context 512] [--steps 20]\n";
+    "                      [--context 512] [--steps 20] [--swap-mib 1024]\n";
 constexpr int64_t kGroup = 128;
 constexpr double kMemoryShare = 0.8;  // of what the weights leave free, for KV
 
@@ -133,7 +133,7 @@ class RandomFile final : public ModelFile {
 struct Options {
   std::vector<std::string> models = {"llama3-8b", "chatglm2-6b"};
   std::vector<int32_t> batches = {1, 16, 64};
-  int32_t context = 512, steps = 20;
+  int32_t context = 512, steps = 20, swap_mib = 1024;
 };
 
 // Rows with `past` tokens behind them, each with a block of its own to write to and the others
@@ -164,6 +164,32 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+double seconds_of(Executor& executor, const Batch& batch) {
+  return executor.wait(executor.submit(batch)).duration;
+}
+
+// Copies of the device blocks from `first` on to host blocks, or back.
+Batch swap_batch(int32_t first, int32_t count, bool to_host) {
+  Batch batch;
+  for (int32_t i = 0; i < count; ++i) batch.copies.push_back({to_host, first + i, i});
+  return batch;
+}
+
+// The mean of the steps that begin while the copies of `swap`, which alone take `swap_seconds`, run
+// beside them.
+double seconds_beside(Executor& executor, const Batch& batch, const Batch& swap,
+                      double swap_seconds) {
+  Batch first = batch;
+  first.copies = swap.copies;
+  double sum = seconds_of(executor, first);
+  int steps = 1;
+  for (; sum < swap_seconds; ++steps) sum += seconds_of(executor, batch);
+  Batch rest;  // the last copy again, which ends after the others
+  rest.copies.push_back(swap.copies.back());
+  seconds_of(executor, rest);
+  return sum / steps;
+}
+
 void run_model(const Shape& shape, const Options& options, const cuda::Meter& meter, bool first) {
   using Clock = std::chrono::steady_clock;
   const auto load_start = Clock::now();
@@ -174,14 +200,20 @@ void run_model(const Shape& shape, const Options& options, const cuda::Meter& me
   const int32_t past = options.context / 16 * 16;
   const double fits = static_cast<double>(model->device().free_memory()) * kMemoryShare /
                       static_cast<double>(block_bytes);
+  const auto swapped = static_cast<int32_t>(std::clamp<double>(
+      std::ldexp(options.swap_mib, 20) / static_cast<double>(block_bytes), 1, fits / 4));
   const auto blocks =
-      static_cast<int32_t>(std::min<double>(fits, most + double{1} * most * (past / 16)));
-  const auto executor = make_executor(model, blocks, 0);
+      static_cast<int32_t>(std::min<double>(fits - swapped, most + double{1} * most * (past / 16)));
+  const auto executor = make_executor(model, blocks + swapped, swapped);
   for (int32_t row = 0; row < most; ++row) {
     ExecutorTask task;
     task.id = row;
     executor->add_task(task);
   }
+  const Batch out = swap_batch(blocks, swapped, true), in = swap_batch(blocks, swapped, false);
+  seconds_of(*executor, out);  // takes host memory
+  const double out_seconds = seconds_of(*executor, out), in_seconds = seconds_of(*executor, in);
+  const double swap_bytes = static_cast<double>(block_bytes) * swapped;
   for (const int32_t rows : options.batches) {
     const Batch batch = decode_batch(rows, most, past, blocks, model->spec().vocab);
     std::vector<double> device_seconds, wall_seconds;
@@ -195,6 +227,8 @@ void run_model(const Shape& shape, const Options& options, const cuda::Meter& me
       device_seconds.push_back(result.duration);
       wall_seconds.push_back(wall.count());
     }
+    const double beside_out = seconds_beside(*executor, batch, out, out_seconds);
+    const double beside_in = seconds_beside(*executor, batch, in, in_seconds);
     const double kv_bytes = static_cast<double>(block_bytes) / 16 * past * rows;
     const double bytes = static_cast<double>(model->weight_bytes()) + kv_bytes;
     const double seconds = median(device_seconds), roofline = bytes / meter.copy_rate();
@@ -202,12 +236,18 @@ void run_model(const Shape& shape, const Options& options, const cuda::Meter& me
         "%s  {\"model\": \"%s\", \"batch\": %d, \"context\": %d, \"weight_bytes\": %zu,\n"
         "   \"kv_bytes\": %.0f, \"load_seconds\": %.3g, \"seconds\": %.4g, \"wall_seconds\": "
         "%.4g,\n"
-        "   \"graph_steps\": %d, \"roofline_seconds\": %.4g, \"share_of_roofline\": %.4f}",
+        "   \"graph_steps\": %d, \"roofline_seconds\": %.4g, \"share_of_roofline\": %.4f,\n"
+        "   \"swap_bytes\": %.0f, \"swap_out_seconds\": %.4g, \"swap_in_seconds\": %.4g,\n"
+        "   \"seconds_beside_swap_out\": %.4g, \"seconds_beside_swap_in\": %.4g}",
         first ? "" : ",\n", shape.name.c_str(), rows, past, model->weight_bytes(), kv_bytes,
-        load_time.count(), seconds, median(wall_seconds), graph_steps, roofline,
-        roofline / seconds);
-    std::fprintf(stderr, "%-12s batch %-3d %9.3f ms a step  %5.1f %% of roofline\n",
-                 shape.name.c_str(), rows, seconds * 1e3, 100 * roofline / seconds);
+        load_time.count(), seconds, median(wall_seconds), graph_steps, roofline, roofline / seconds,
+        swap_bytes, out_seconds, in_seconds, beside_out, beside_in);
+    std::fprintf(
+        stderr,
+        "%-12s batch %-3d %9.3f ms a step  %5.1f %% of roofline; beside a swap of %.0f MiB "
+        "out (%.1f ms alone) %.3f ms, in (%.1f ms) %.3f ms\n",
+        shape.name.c_str(), rows, seconds * 1e3, 100 * roofline / seconds, swap_bytes / (1 << 20),
+        out_seconds * 1e3, beside_out * 1e3, in_seconds * 1e3, beside_in * 1e3);
     first = false;
   }
 }
@@ -244,6 +284,8 @@ Options parse(int argc, char** argv) {
       options.context = number(flag, value);
     } else if (flag == "--steps") {
       options.steps = number(flag, value);
+    } else if (flag == "--swap-mib") {
+      options.swap_mib = number(flag, value);
     } else {
       throw Error(ErrorKind::invalid_argument, "flag", flag, std::string("those of:\n") + kHelp);
     }

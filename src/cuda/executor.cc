@@ -48,7 +48,7 @@ class CudaExecutor final : public Executor {
     step.rows.clear();
     step.graph = false;
     step.start.record(stream);
-    swapper_.start(batch.copies, step.start);
+    swapper_.take(batch.copies, step.start);
     if (batch.sequences.empty()) {
       swapper_.wait_for_all();  // the step takes as long as its copies
     } else {
@@ -56,6 +56,7 @@ class CudaExecutor final : public Executor {
       start(batch, step);
     }
     step.end.record(stream);
+    swapper_.start();
     ++in_flight_;
     return next_ticket_++;
   }

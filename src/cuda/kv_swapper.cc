@@ -1,6 +1,7 @@
 #include "cuda/kv_swapper.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "engine/executors.h"
 
@@ -32,26 +33,33 @@ std::byte* KvSwapper::host_block(int32_t index) {
   return piece.get() + i % piece_blocks_ * kv_.block_bytes();
 }
 
-void KvSwapper::start(std::span<const KvCopy> copies, const Event& begin) {
+void KvSwapper::take(std::span<const KvCopy> copies, const Event& begin) {
   if (copies.empty()) return;
   for (const KvCopy& c : copies) check_copy(c, kv_.num_blocks(), host_blocks_);
-  ++started_;
-  stream_.wait(begin);
+  ++taken_;
   for (const KvCopy& c : copies) {
     Last& last = last_[static_cast<size_t>(c.device_block)];
-    last.any = started_;
+    last.any = taken_;
+    if (!c.to_host) last.in = taken_;
+  }
+  copies_ = copies;
+  stream_.wait(begin);
+}
+
+void KvSwapper::start() {
+  if (copies_.empty()) return;
+  for (const KvCopy& c : std::exchange(copies_, {})) {
     if (c.to_host) {
       kv_.start_copy_to_host(c.device_block, host_block(c.host_block), stream_);
     } else {
-      last.in = started_;
       kv_.start_copy_from_host(c.device_block, host_block(c.host_block), stream_);
     }
   }
-  copied_[started_ % kEvents].record(stream_);
+  copied_[taken_ % kEvents].record(stream_);
 }
 
 void KvSwapper::wait_for(std::span<const BatchSequence> sequences) {
-  if (awaited_ == started_) return;
+  if (awaited_ == taken_) return;
   Number needed = 0;
   for (const BatchSequence& s : sequences) {
     const auto first_written = static_cast<size_t>(s.past / kv_.layout().block_tokens);
@@ -65,6 +73,7 @@ void KvSwapper::wait_for(std::span<const BatchSequence> sequences) {
 
 void KvSwapper::wait_for(Number step) {
   if (step <= awaited_) return;
+  if (step == taken_) start();
   compute_.wait(copied_[step % kEvents]);
   awaited_ = step;
 }

@@ -31,12 +31,16 @@ class KvSwapper {
 
   int32_t host_blocks() const { return host_blocks_; }
 
-  // Starts a step's copies. `begin` has been recorded on the compute stream after all steps before.
-  // Throws Error(invalid_argument) for a block outside the pools, before any is started.
-  void start(std::span<const KvCopy> copies, const Event& begin);
-  // Makes the compute stream wait for the copies that a step of `sequences` depends on, or for all.
+  // The three calls of a step, in this order. First, its copies, which must stay as they are until
+  // the last call; `begin` has been recorded on the compute stream after all steps before. Throws
+  // Error(invalid_argument) for a block outside the pools.
+  void take(std::span<const KvCopy> copies, const Event& begin);
+  // Second, makes the compute stream wait for the copies that `sequences` depend on, or for all.
   void wait_for(std::span<const BatchSequence> sequences);
-  void wait_for_all() { wait_for(started_); }
+  void wait_for_all() { wait_for(taken_); }
+  // Third, when all of the step is on the compute stream: starts the copies, unless the step had to
+  // wait for them, so that its launches do not come behind theirs.
+  void start();
 
  private:
   // Steps with copies are numbered from 1 on; 0 stands for none.
@@ -56,7 +60,8 @@ class KvSwapper {
   size_t piece_blocks_;  // host memory is taken in pieces of so many blocks
   std::vector<PinnedBuffer> pieces_;
   std::vector<Last> last_;  // by device block
-  Number started_ = 0;
+  Number taken_ = 0;
+  std::span<const KvCopy> copies_;  // taken, not started
   Number awaited_ = 0;  // the compute stream waits for this step's copies, and older ones
   std::array<Event, kEvents> copied_;  // by number, in turn
   Stream stream_;

@@ -11,6 +11,7 @@ from ops_module import ops
 from reference import models, tiny
 
 from slicellm import _core
+from slicellm.policies import make_policy
 
 if ops.cuda != "simt":
     pytest.skip("only the emulator tells what is left to do", allow_module_level=True)
@@ -37,11 +38,15 @@ def task(prompt_len: int, seed: int = 0, **settings: Any) -> _core.TaskSpec:
 
 
 def run(
-    model: _core.Model, policy: str | _core.Policy, tasks: list[_core.TaskSpec], blocks: int
+    model: _core.Model,
+    policy: str | _core.Policy,
+    tasks: list[_core.TaskSpec],
+    blocks: int,
+    **options: Any,
 ) -> list[list[int]]:
-    kv = {"kv_cache_bytes": blocks, "host_kv_bytes": 8}
+    kv = {"kv_cache_bytes": blocks, "host_kv_bytes": 16}
     sizes = {name: count * model.kv_block_bytes for name, count in kv.items()}
-    engine = _core.Engine(model, policy, LATENCY, **sizes)
+    engine = _core.Engine(model, policy, LATENCY, **sizes, **options)
     results = [handle.wait(120) for handle in engine.submit_all(tasks)]
     engine.check_integrity()
     engine.close()
@@ -134,3 +139,72 @@ def test_who_waits(model: _core.Model, blocks: int, plans: list[Plan], left: lis
     tokens = run(model, policy, tasks, blocks)
     assert policy.left[: len(left)] == left
     assert tokens == run(model, "orca", tasks, 16)
+
+
+def test_blocks_that_are_only_read(model: _core.Model) -> None:
+    """B comes back in full blocks, which it reads, and writes to a new one."""
+    plans: list[Plan] = [
+        {"prefill": [(A, 5), (B, 32)]},
+        {"decode": [A], "kv": [OUT]},
+        {"decode": [A], "kv": [BACK]},
+        {"decode": [B]},
+    ]
+    tasks = [task(5), task(32, 1)]
+    policy = Script(Emulator(), plans)
+    tokens = run(model, policy, tasks, 8)
+    assert policy.left[:4] == [0, COPIES, 2 * COPIES, 0]
+    assert tokens == run(model, "orca", tasks, 16)
+
+
+def test_a_shared_prefix_on_its_way_to_the_host(model: _core.Model) -> None:
+    """A goes on reading the block that it shares with B."""
+    plans: list[Plan] = [
+        {"prefill": [(A, 18)]},
+        {"prefill": [(B, 20)]},
+        {"decode": [A], "kv": [OUT]},
+        {"decode": [A, B], "kv": [BACK]},
+    ]
+    tasks = [task(18), task(20)]
+    policy = Script(Emulator(), plans)
+    tokens = run(model, policy, tasks, 8, prefix_cache=True)
+    assert policy.left[:4] == [0, 0, COPIES, 0]
+    assert tokens == run(model, "orca", tasks, 16)
+
+
+class Watched(_core.Policy):
+    """A policy of the core; of each step that runs rows and swaps only others, the copies, and what
+    was left to do after it."""
+
+    name = "watched"
+
+    def __init__(self, emulator: Emulator, text: str) -> None:
+        super().__init__()
+        self.emulator = emulator
+        self.policy = make_policy(text)
+        self.ahead: list[tuple[set[str], int, int]] = []
+
+    def on(self, kind: str, slot: int, view: _core.View) -> None:
+        self.policy.on(kind, slot, view)
+
+    def plan(self, view: _core.View) -> _core.StepPlan:
+        return self.policy.plan(view)
+
+    def commit(
+        self, plan: _core.StepPlan, duration: float, token_slots: list[int], view: _core.View
+    ) -> None:
+        self.policy.commit(plan, 4e-3, token_slots, view)  # two quanta, on any machine
+        rows = {*plan.decode, *(slot for slot, _ in plan.prefill)}
+        swapped = {slot for kind, slot in plan.kv if kind != "drop"}
+        if rows and swapped and not rows & swapped:
+            copies = sum(view.task(slot).blocks for slot in swapped)
+            self.ahead.append(({kind for kind, _ in plan.kv}, copies, self.emulator.pending()))
+
+
+def test_fastserve_swaps_ahead_while_others_run(model: _core.Model) -> None:
+    """What it swaps for later steps is left when the rows of the step are done."""
+    policy = Watched(Emulator(), "fastserve:max_batch=2,quantum_ms=2,starvation_steps=1000000")
+    tasks = [task(12 + 3 * i, i, max_tokens=12) for i in range(8)]
+    tokens = run(model, policy, tasks, 12)
+    assert {kind for kinds, _, _ in policy.ahead for kind in kinds} == {"swap_out", "swap_in"}
+    assert all(left >= copies for _, copies, left in policy.ahead)
+    assert tokens == run(model, "orca", tasks, 64)
