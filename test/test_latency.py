@@ -170,6 +170,22 @@ def test_a_change_of_the_machine_is_learned_within_50_steps(factor: float) -> No
     assert np.median(back[50:]) < 0.05 and np.percentile(back[50:], 95) < 0.2
 
 
+def test_a_drift_is_followed() -> None:
+    """By up to 8 % to either side within 200 steps; 1 % of noise."""
+    model = LatencyModel.fit(grid())
+    rng = np.random.default_rng(2)
+    errors = []
+    for i in range(1200):
+        b, context = int(rng.integers(1, 17)), float(rng.integers(0, 1000))
+        level = (1 + 0.08 * np.sin(2 * np.pi * i / 200)) * rng.lognormal(0, 0.01)
+        true_ms = level * truth(b, b, b * context, 0, 0)
+        errors.append(abs(model.predict_ms(b, b, b * context)[0] / true_ms - 1))
+        model.observe(true_ms, b, b, b * context)
+    assert np.percentile(errors[200:], 95) < 0.05
+    stored = LatencyModel.from_json(model.to_json())  # without the level
+    assert stored.decode_step_ms(4, 100) == pytest.approx(truth(4, 4, 400, 0, 0), rel=0.03)
+
+
 def test_nonsense_observations_are_ignored() -> None:
     model = LatencyModel.fit(grid())
     before = model.to_json()
@@ -200,13 +216,15 @@ def test_a_published_table_is_taken_as_it_is() -> None:
     assert again.predict_ms(1, 1) == pytest.approx((14, 28))
 
 
-def test_json_keeps_everything() -> None:
+def test_json_keeps_everything_but_the_level() -> None:
     model = LatencyModel.fit(grid(), 'box "A"\nwith \\ and é')
     for _ in range(200):
         model.observe(33, 4, 4, 100)
     again = LatencyModel.from_json(model.to_json())
     assert again.to_json() == model.to_json()
-    assert again.predict_ms(300, 9, 5000, 1e5, 1e6) == model.predict_ms(300, 9, 5000, 1e5, 1e6)
+    steps = [(300, 9, 5000, 1e5, 1e6), (4, 4, 100)]
+    levels = np.divide(*([m.predict_ms(*step) for step in steps] for m in (model, again)))
+    assert levels == pytest.approx(levels[0, 0])  # the same of every step and of the quantile
     assert json.loads(model.to_json())["provenance"] == 'box "A"\nwith \\ and é'
 
 

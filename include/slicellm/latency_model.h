@@ -49,8 +49,8 @@ struct LatencySample {
 // Non-negative least squares over a monotone piecewise-linear function of the token count (real
 // curves have steps) plus linear terms for the other features, weighted for relative error. Each
 // observed step then corrects it: decayed normal equations that stay anchored to `samples`, so
-// that features which are not seen keep their calibration. The quantile is the 95th percentile of
-// observed / predicted over the last steps. `provenance` is text for people, kept in the JSON.
+// that what is not seen keeps its calibration, and a level, not stored, follows the last steps. The
+// quantile is the 95th percentile of observed / predicted of late. `provenance`: text for people.
 // Throws Error(invalid_argument) for no samples, or for one that is not finite and above 0.
 std::unique_ptr<LatencyModel> fit_latency_model(std::span<const LatencySample> samples,
                                                 std::string_view provenance);

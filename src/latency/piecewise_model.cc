@@ -13,6 +13,8 @@ constexpr double kAnchorWeight = 8;   // what all samples together weigh, in obs
 constexpr double kSmoothness = 3e-3;  // keeps slopes of unmeasured segments near their neighbours
 constexpr int kSolveEvery = 64;       // observed steps between two solves
 constexpr double kDecay = 0.88;       // of earlier observations at each solve: the last ~500 count
+constexpr double kLevelWeight = 0.125;  // of the newest step in the level
+constexpr double kLevelPull = 0.1;  // most that a step counts as off the level: strays pull less
 
 // Adds weight * x * x' and weight * x * y.
 void accumulate(NnlsMatrix& a, NnlsVector& b, const NnlsVector& x, double y, double weight) {
@@ -98,7 +100,7 @@ void PiecewiseModel::solve() {
   set_coefficients(solve_nnls(a, b));
 }
 
-Prediction PiecewiseModel::predict(const StepFeatures& step) const {
+double PiecewiseModel::fitted(const StepFeatures& step) const {
   double seconds = coefficients_[kRows] * step.rows + coefficients_[kContext] * step.context +
                    coefficients_[kChunkWork] * step.chunk_work +
                    coefficients_[kSwapBytes] * step.swap_bytes;
@@ -107,6 +109,11 @@ Prediction PiecewiseModel::predict(const StepFeatures& step) const {
     const size_t k = static_cast<size_t>(above - kKnots.begin()) - 1;
     seconds += at_knot_[k] + coefficients_[k + 1] * (step.tokens - kKnots[k]);
   }
+  return seconds;
+}
+
+Prediction PiecewiseModel::predict(const StepFeatures& step) const {
+  const double seconds = level_ * fitted(step);
   return {.median = seconds, .quantile = seconds * residuals_.ratio()};
 }
 
@@ -123,7 +130,7 @@ void PiecewiseModel::start_anew() {
   double log_level = 0;
   for (const LatencySample& s : shift_.steps()) {
     prompts += s.step.prefill_tokens > 0;
-    log_level += std::log(s.seconds / predict(s.step).median);
+    log_level += std::log(s.seconds / fitted(s.step));
   }
   if (prompts > 0 && prompts < LevelShift::kSteps) {
     const double level = std::exp(log_level / LevelShift::kSteps);
@@ -134,15 +141,20 @@ void PiecewiseModel::start_anew() {
   for (const LatencySample& s : shift_.steps()) see(s, s.seconds);
   observed_ = unsolved_ = 0;
   residuals_ = ResidualQuantile(residuals_.ratio());
+  log_level_ = 0;
+  level_ = 1;
   solve();
 }
 
 void PiecewiseModel::observe(const StepFeatures& step, double seconds) {
   if (!(seconds > 0) || !std::isfinite(seconds)) return;
-  const double predicted = predict(step).median;
+  const double predicted = fitted(step);
   if (predicted > 0) {
-    residuals_.add(seconds / predicted);
+    residuals_.add(seconds / (level_ * predicted));
     if (shift_.add({step, seconds}, predicted)) return start_anew();
+    const double off = std::log(seconds / predicted) - log_level_;
+    log_level_ += kLevelWeight * std::clamp(off, -kLevelPull, kLevelPull);
+    level_ = std::exp(log_level_);
   }
   see({step, seconds}, predicted);
   ++observed_;

@@ -17,7 +17,9 @@ void check_latency_samples(std::span<const LatencySample> samples);
 
 // The fitted latency model: see fit_latency_model in latency_model.h. When the machine changes (a
 // clock, a power state), so that 16 steps in a row take 1.1 times longer or shorter than predicted,
-// what was seen before is forgotten. Its coefficients are
+// what was seen before is forgotten. Between two fits a level follows how much longer or shorter
+// the last steps took: clocks and memory that others use drift within a few steps. It is not stored
+// with the model. Its coefficients are
 //   0        the cost of computing at all (the first token),
 //   1 .. 14  the slope per token between the knots 1, 2, 4, 8, 12, 16, 24, 32, 64, ... 2048, inf,
 //   15 .. 18 per row of logits, per token of context, per unit of chunk work, per byte swapped.
@@ -40,6 +42,8 @@ class PiecewiseModel final : public LatencyModel {
   void set_quantile(double ratio) { residuals_ = ResidualQuantile(ratio); }
 
  private:
+  double fitted(const StepFeatures& step) const;  // seconds, by the coefficients alone
+
   static constexpr std::array<int32_t, 14> kKnots = {1,  2,  4,   8,   12,  16,   24,
                                                      32, 64, 128, 256, 512, 1024, 2048};
 
@@ -56,6 +60,8 @@ class PiecewiseModel final : public LatencyModel {
   std::array<double, kKnots.size()> at_knot_{};  // the token curve's value at each knot
   NnlsMatrix anchor_{}, seen_{};                 // normal equations: samples, decayed observations
   NnlsVector anchor_b_{}, seen_b_{};
+  double log_level_ = 0;  // of the last steps over what the coefficients say of them
+  double level_ = 1;      // its exponential
   LevelShift shift_;
   int unsolved_ = 0;  // observations since the last solve
   int64_t observed_ = 0;
