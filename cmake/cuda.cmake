@@ -3,6 +3,9 @@
 # for the CPU alone and says why.
 set(SLICELLM_CUDA_ARCHITECTURES "default" CACHE STRING
     "GPUs to compile for: default, native (those of this machine), all, or a list such as 87;89")
+if(CMAKE_CUDA_ARCHITECTURES)  # CMake's own way of saying it
+  set(SLICELLM_CUDA_ARCHITECTURES ${CMAKE_CUDA_ARCHITECTURES})
+endif()
 
 set(cuda_enabled OFF)
 set(cuda_problem "")

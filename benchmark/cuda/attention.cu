@@ -82,7 +82,7 @@ class Case {
     table.positions = past + count;
     table.cos.assign(static_cast<size_t>(table.positions) * heads.head_dim / 2, 1);
     table.sin.assign(table.cos.size(), 0);
-    rope_ = std::make_unique<CudaRope>(meter.stream(), table);
+    rope_ = std::make_unique<CudaRope>(meter.stream(), meter.memory(), table);
     make_run();
   }
 
@@ -179,7 +179,7 @@ class Case {
 
   void fill_kv() {
     const int blocks = blocks_each() * sequences_;
-    kv_ = std::make_unique<CudaKvStorage>(layout_, blocks, meter_.stream());
+    kv_ = std::make_unique<CudaKvStorage>(layout_, blocks, meter_.stream(), meter_.memory());
     const size_t codes = static_cast<size_t>(kKvBlockTokens) * layout_.head_dim;
     const size_t matrix = kKvBlockTokens * layout_.token_bytes();
     std::normal_distribution<float> normal;
@@ -209,15 +209,16 @@ class Case {
     qkv_.resize(static_cast<size_t>(sequences_) * count_ * qkv_width());
     for (float& x : qkv_) x = half_to_float(float_to_half(normal(random_)));
     device_qkv_ = upload(qkv_.data(), qkv_.size() * sizeof(float));
-    out_ = DeviceBuffer(sizeof(float) * sequences_ * count_ * heads_.heads * heads_.head_dim,
+    out_ = DeviceBuffer(meter_.memory(),
+                        sizeof(float) * sequences_ * count_ * heads_.heads * heads_.head_dim,
                         "output");
   }
 
   void make_run() {
     image_ = upload(plan_.image().data(), plan_.image().size_bytes());
-    queries_ = DeviceBuffer(plan_.query_bytes(), "workspace");
-    partials_ = DeviceBuffer(plan_.partial_bytes(), "workspace");
-    counters_ = DeviceBuffer(plan_.counter_bytes(), "workspace");
+    queries_ = DeviceBuffer(meter_.memory(), plan_.query_bytes(), "workspace");
+    partials_ = DeviceBuffer(meter_.memory(), plan_.partial_bytes(), "workspace");
+    counters_ = DeviceBuffer(meter_.memory(), plan_.counter_bytes(), "workspace");
     SLICELLM_CUDA_CHECK(cudaMemsetAsync(counters_.get(), 0, counters_.bytes(), meter_.stream()));
     run_.image = image_.get<int32_t>();
     run_.qkv = device_qkv_.get<float>();
@@ -230,8 +231,8 @@ class Case {
     run_.counters = counters_.get<int32_t>();
   }
 
-  static DeviceBuffer upload(const void* data, size_t bytes) {
-    DeviceBuffer buffer(bytes, "benchmark input");
+  DeviceBuffer upload(const void* data, size_t bytes) const {
+    DeviceBuffer buffer(meter_.memory(), bytes, "benchmark input");
     SLICELLM_CUDA_CHECK(cudaMemcpy(buffer.get(), data, bytes, cudaMemcpyHostToDevice));
     return buffer;
   }
@@ -308,7 +309,8 @@ class Case {
   std::vector<float> qkv_;
   std::unique_ptr<CudaKvStorage> kv_;
   std::unique_ptr<CudaRope> rope_;
-  DeviceBuffer device_qkv_, out_, image_, queries_, partials_, counters_;
+  DeviceBuffer device_qkv_{meter_.memory()}, out_{meter_.memory()}, image_{meter_.memory()};
+  DeviceBuffer queries_{meter_.memory()}, partials_{meter_.memory()}, counters_{meter_.memory()};
 };
 
 // Returns whether the result was right.

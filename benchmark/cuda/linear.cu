@@ -16,6 +16,7 @@
 
 #include "benchmark/cuda/measure.h"
 #include "cuda/linear.h"
+#include "cuda/upload.h"
 #include "slicellm/dtype.h"
 #include "slicellm/error.h"
 
@@ -110,18 +111,23 @@ class Case {
   Case(const Meter& meter, const Weight& weight, int most_tokens, uint64_t seed)
       : meter_(meter), weight_(weight) {
     const int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    HostLinear packed = pack_linear({&weight, 1}, {}, false, threads);
-    layout_ = packed.layout;
+    const LinearPacker packer({&weight, 1}, {}, false, threads);
+    layout_ = packer.layout();
     stride_ = (layout_.bytes + 255) / 256 * 256;
     copies_ = static_cast<int>(4 * meter.device().l2_bytes / layout_.bytes) + 2;
-    weights_ = DeviceBuffer(stride_ * copies_, "weights");
+    weights_ = DeviceBuffer(meter.memory(), stride_ * copies_, "weights");
+    const DeviceBuffer packed =
+        Uploader(meter.stream(), meter.memory(), meter.device().integrated, threads).linear(packer);
     for (int i = 0; i < copies_; ++i) {
-      SLICELLM_CUDA_CHECK(cudaMemcpy(weights_.get() + i * stride_, packed.data.data(),
-                                     layout_.bytes, cudaMemcpyHostToDevice));
+      meter.stream().copy(weights_.get() + i * stride_, packed.get(), layout_.bytes,
+                          cudaMemcpyDeviceToDevice);
     }
+    meter.stream().synchronize();
     fill_input(most_tokens, seed);
-    out_ = DeviceBuffer(static_cast<size_t>(most_tokens) * layout_.out * 4, "output");
-    sums_ = DeviceBuffer(linear_workspace_bytes(meter.device().multiprocessors), "workspace");
+    out_ =
+        DeviceBuffer(meter.memory(), static_cast<size_t>(most_tokens) * layout_.out * 4, "output");
+    sums_ = DeviceBuffer(meter.memory(), linear_workspace_bytes(meter.device().multiprocessors),
+                         "workspace");
   }
 
   // Bytes that one run must at least move.
@@ -179,7 +185,7 @@ class Case {
         rows[static_cast<size_t>(token) * layout_.input_width() + k] = bits;
       }
     }
-    device_input_ = DeviceBuffer(rows.size() * 2, "input");
+    device_input_ = DeviceBuffer(meter_.memory(), rows.size() * 2, "input");
     SLICELLM_CUDA_CHECK(
         cudaMemcpy(device_input_.get(), rows.data(), rows.size() * 2, cudaMemcpyHostToDevice));
   }
@@ -201,7 +207,8 @@ class Case {
   LinearLayout layout_;
   size_t stride_ = 0;
   int copies_ = 0;
-  DeviceBuffer weights_, device_input_, out_, sums_;
+  DeviceBuffer weights_{meter_.memory()}, device_input_{meter_.memory()};
+  DeviceBuffer out_{meter_.memory()}, sums_{meter_.memory()};
   std::vector<float> input_;  // as rounded
   std::vector<float> first_token_;
 };

@@ -34,8 +34,8 @@ __global__ void multiply_only(float* out) {
 
 Meter::Meter() : device_(device_info(0)) {
   const size_t bytes = std::max<size_t>(device_.l2_bytes * 8, 32 << 20);
-  from_ = DeviceBuffer(bytes, "benchmark buffer");
-  to_ = DeviceBuffer(bytes, "benchmark buffer");
+  from_ = DeviceBuffer(memory_, bytes, "benchmark buffer");
+  to_ = DeviceBuffer(memory_, bytes, "benchmark buffer");
   SLICELLM_CUDA_CHECK(cudaMemsetAsync(from_.get(), 1, bytes, stream_));
   copy_rate_ = 1e12;  // until it is known, for the length of the head start
   copy_rate_ = 2.0 * static_cast<double>(bytes) / time(10, 5, [&](int) { copy(); });

@@ -2,6 +2,7 @@
 
 #include <functional>
 
+#include "cuda/memory.h"
 #include "cuda/runtime.h"
 
 // What the kernel benchmarks measure with: times on the device, and the two rates of the machine
@@ -14,8 +15,9 @@ class Meter {
 
   const DeviceInfo& device() const { return device_; }
   const Stream& stream() const { return stream_; }
-  double copy_rate() const { return copy_rate_; }      // bytes read + bytes written a second
-  double matrix_rate() const { return matrix_rate_; }  // float operations a second of mma.sync
+  const DeviceMemory& memory() const { return memory_; }  // unlimited
+  double copy_rate() const { return copy_rate_; }         // bytes read + bytes written a second
+  double matrix_rate() const { return matrix_rate_; }     // float operations a second of mma.sync
 
   // Seconds of one of `count` launches in a row, launch(0) to launch(count - 1) on stream(): the
   // median of `repeats` such rows. Launches are queued behind other work, so that none waits for
@@ -33,7 +35,8 @@ class Meter {
 
   DeviceInfo device_;
   Stream stream_;
-  DeviceBuffer from_, to_;  // each 8 times the L2 cache
+  DeviceMemory memory_;
+  DeviceBuffer from_{memory_}, to_{memory_};  // each 8 times the L2 cache
   double copy_rate_ = 0, matrix_rate_ = 0;
 };
 

@@ -70,9 +70,9 @@ using Placement = std::vector<ModelPart>;
 //   "auto"             the first GPU, where there is one; of a model that does not fit there the
 //                      last layers, as many as do, and the rest on the CPU
 // Throws Error(invalid_argument) for other texts and for more parts than layers, and what
-// make_device throws.
+// make_device throws; Error(unsupported) for GPU options where no place is a GPU.
 Placement make_placement(std::string_view text, const ModelFile& file, const CpuOptions& cpu,
-                         const ModelOptions& options);
+                         const GpuOptions& gpu, const ModelOptions& options);
 // "AMD EPYC, avx2, 2 threads", or of several parts "20 layers on ...; 8 layers on ...".
 std::string describe(const Placement& placement);
 
@@ -97,6 +97,7 @@ class Model {
   Device& device() const { return *placement().back().device; }  // where logits are computed
   virtual KvLayout kv_layout() const = 0;                        // of all layers
   virtual size_t weight_bytes() const = 0;
+  size_t device_bytes() const;  // held of its GPUs' memory: weights, KV, workspaces
   virtual const PackCacheResult& pack_cache() const = 0;
   virtual std::string fingerprint() const = 0;  // model, dtypes, threads, CPU: keys calibrations
 
@@ -116,9 +117,9 @@ class Model {
       const RunOps& run = [](const Ops& ops) { ops(); }) = 0;
 };
 
-// About what a step of `tokens` tokens and `rows` rows of logits takes on a device beside weights
-// and KV.
-size_t step_bytes(const ModelSpec& spec, int64_t tokens, int64_t rows);
+// The most that steps take on a device beside weights and KV; `most` gives tokens, sequences, rows
+// and context, the rest is the model's.
+size_t step_bytes(const ModelSpec& spec, StepBounds most, const Device& device);
 
 // Family files: recognise a config, fill the spec, and say what the weights are called.
 ModelSpec make_model_spec(const ModelFile& file);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -126,6 +127,15 @@ struct AttentionArgs {
   const PackedRope* rope = nullptr;
 };
 
+// Bounds of a model's steps.
+struct StepBounds {
+  int64_t tokens = 0, sequences = 0, rows = 0;  // of a step; rows of logits
+  int64_t context = 0;                          // tokens of a sequence
+  int32_t heads = 0, kv_heads = 0, head_dim = 0;
+  int32_t attention_shapes = 0;   // that the layers have
+  int64_t widest = 0, vocab = 0;  // inputs of the widest linear, outputs of the head
+};
+
 // A device. Ops of one Device are called from one thread at a time.
 class Device {
  public:
@@ -153,10 +163,17 @@ class Device {
   virtual std::unique_ptr<PackedNorm> pack_norm(const NormWeights& norm) = 0;
   virtual std::unique_ptr<PackedRope> pack_rope(std::shared_ptr<const RopeTable> table) = 0;
   virtual std::unique_ptr<EmbeddingTable> embedding(const Weight& table) = 0;
+  // All weights have been packed: waits for their upload and frees what it took on the way.
+  virtual void finish_loading() {}
   virtual std::unique_ptr<Activation> allocate(int64_t floats) = 0;
   virtual std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) = 0;
   virtual bool supports_kv(DType dtype) const = 0;  // as the type of KvLayout
   virtual size_t free_memory() const = 0;           // bytes that may still be allocated for KV
+  virtual size_t held_bytes() const { return 0; }   // of a GPU's memory: weights, KV, workspaces
+  // The most that ops and the drawing of tokens take beside activations for steps within bounds.
+  virtual size_t workspace_bytes(const StepBounds&) const { return 0; }
+  // What free_memory() follows from, for messages.
+  virtual std::string describe_memory() const = 0;
   virtual bool shares_host_memory() const = 0;  // KV pools on the device and host are one memory
 
   // Copies from the first float on between host memory and an activation, after the ops called so
@@ -202,13 +219,23 @@ std::shared_ptr<Device> make_cpu_device(const CpuOptions& options);
 // in the environment (src/cpu/numa.h).
 std::shared_ptr<Device> make_numa_device(const CpuOptions& options);
 
+struct GpuOptions {
+  // Share of the GPU's memory that may be in use, by whatever, once KV has been allocated; 0.9
+  // where it is not given.
+  std::optional<double> mem_ratio;
+  // Most bytes of the GPU's memory that the device holds at any time, beside what CUDA itself takes
+  // for its context; 0 = what there is. What does not fit throws Error(resource).
+  size_t vram_limit = 0;
+};
 // The GPU of this index (CUDA's numbering). Quantised weights always meet 16-bit activations there,
 // whatever ActivationType says. Throws Error(unsupported) in a build without CUDA, without a driver
-// or such a GPU, and for one below compute capability 8.0.
-std::shared_ptr<Device> make_cuda_device(int index);
+// or such a GPU, and for one below compute capability 8.0;
+// Error(invalid_argument) for a share outside (0, 1].
+std::shared_ptr<Device> make_cuda_device(int index, const GpuOptions& options = {});
 
-// "cpu", "numa", "cuda" or "cuda:<index>"; `cpu` holds for a CPU alone. Throws
+// "cpu", "numa", "cuda" or "cuda:<index>"; `cpu` holds for a CPU alone, `gpu` for a GPU. Throws
 // Error(invalid_argument).
-std::shared_ptr<Device> make_device(std::string_view name, const CpuOptions& cpu);
+std::shared_ptr<Device> make_device(std::string_view name, const CpuOptions& cpu,
+                                    const GpuOptions& gpu = {});
 
 }  // namespace slicellm

@@ -106,6 +106,8 @@ class Model:
         kv_cache_dtype: str = "float16",
         isa: str = "",
         pack_cache: bool = False,
+        gpu_mem_ratio: float | None = None,  # GPUs only; None = 0.9
+        vram_limit: int = 0,  # bytes; GPUs only; 0 = none
         progress: Callable[[int, int], None] | None = None,
     ) -> Model: ...
     @property
@@ -116,6 +118,8 @@ class Model:
     def threads(self) -> int: ...
     @property
     def device(self) -> str: ...  # description of the device, or of the parts
+    @property
+    def device_bytes(self) -> int: ...  # held of the GPU's memory
     @property
     def fingerprint(self) -> str: ...
     @property
@@ -412,6 +416,8 @@ class Engine:
         token_bytes: Sequence[bytes] = (),
         eos_ids: Sequence[int] | None = None,  # None = the model's
         record_events: bool = True,
+        warm_up: bool = False,  # run steps of padding first, see src/engine/warm_up.h
+        progress: Callable[[int, int], None] | None = None,  # of warming up: steps done, in all
     ) -> None: ...
     # arrival_s is on the engine's clock, see now()
     def submit(self, task: TaskSpec) -> TaskHandle: ...

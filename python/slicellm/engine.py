@@ -10,7 +10,7 @@ from typing import Any
 from . import _core
 from .calibration import latency_model
 from .errors import InvalidArgument, make_error, show
-from .model import Model, Prompt
+from .model import Model, Progress, Prompt, check_switch
 from .task import Piece, Result, Task, make_result
 from .updates import UpdateDispatcher
 
@@ -27,10 +27,11 @@ class Engine:
         model: a loaded Model, or the path of one.
         policy: a policy's text ("slice", "slice:ratio=0.9", "orca", "fastserve", ...; see
             `slicellm policies`) or a Policy object, which may be written in Python.
-        dtype, device, threads: as for Model, where `model` is a path.
+        dtype, device, threads, gpu_mem_ratio, vram_limit: as for Model, where `model` is a path.
         latency: what the policy believes about time; None = this machine's calibration
             (`slicellm.calibration`), measured now if there is none yet.
-        kv_cache_bytes: memory for K and V; 0 = from free memory.
+        kv_cache_bytes: memory for K and V; 0 = from free memory (on a GPU within gpu_mem_ratio and
+            vram_limit).
         host_kv_bytes: memory for K and V of paused tasks; -1 = as much again.
         max_rows: most tasks in one step.
         max_step_tokens: most tokens in one step.
@@ -46,6 +47,9 @@ class Engine:
         prompt_lookup: most tokens of a task that one step may guess beyond its next, from what
             followed the same words earlier in its prompt or answer, where the calibration says
             that this is faster; 0 = off. The answers stay the same, sampled ones too.
+        warm_up: on a GPU, run the largest steps once before the first task, so that its first token
+            takes no longer than later ones'.
+        progress: called with (steps done, steps in all) while warming up.
         record_events: keep the event log and step records until they are drained from `core`.
 
     Attributes:
@@ -61,6 +65,8 @@ class Engine:
         dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
+        gpu_mem_ratio: float | None = None,
+        vram_limit: int | str | None = None,
         latency: _core.LatencyModel | None = None,
         kv_cache_bytes: int = 0,
         host_kv_bytes: int = -1,
@@ -71,14 +77,20 @@ class Engine:
         loop: str = "plain",
         prefix_cache: bool = True,
         prompt_lookup: int = 0,
+        warm_up: bool = True,
+        progress: Progress | None = None,
         record_events: bool = False,
     ) -> None:
         if isinstance(model, Model):
-            if dtype is not None or threads is not None or device != "cpu":
+            options = (dtype, threads, gpu_mem_ratio, vram_limit)
+            if device != "cpu" or any(option is not None for option in options):
+                fields = "dtype, device, threads, gpu_mem_ratio or vram_limit"
                 expected = "none beside a loaded model, which has its own"
-                raise make_error(InvalidArgument, "dtype, device or threads", "a value", expected)
+                raise make_error(InvalidArgument, fields, "a value", expected)
         else:
-            model = Model(model, dtype, device, threads)
+            model = Model(
+                model, dtype, device, threads, gpu_mem_ratio=gpu_mem_ratio, vram_limit=vram_limit
+            )
         if isinstance(policy, str):
             _core.make_policy(policy)  # a misspelt name is told before calibrating
         elif not isinstance(policy, _core.Policy):
@@ -100,6 +112,8 @@ class Engine:
             prompt_lookup=prompt_lookup,
             token_bytes=model.token_bytes,
             record_events=record_events,
+            warm_up=check_switch(warm_up, "warm_up") and model.device_bytes > 0,
+            progress=progress,
         )
         self._updates = UpdateDispatcher(self.core)
         # Also at the interpreter's exit, while threads may still be joined.
@@ -188,7 +202,8 @@ class Engine:
         self.core.wait_idle()
 
     def stats(self) -> dict[str, Any]:
-        """Counters: steps, tasks submitted, finished and live, KV blocks, busy seconds."""
+        """Counters: steps, tasks submitted, finished and live, KV blocks, busy seconds, bytes held
+        of a GPU's memory (device_bytes)."""
         return self.core.stats()
 
     # ---- inside ----------------------------------------------------------------------------------

@@ -15,12 +15,13 @@ import numpy.typing as npt
 from . import _core
 from .chat import ChatTemplate, Message, find_chat_template
 from .errors import InvalidArgument, Unsupported, make_error, show
+from .sizes import parse_size
 from .tokenizer import Tokenizer
 from .tokenizer_files import find_tokenizer, tokenizer_family
 
 # Text, token ids, or chat messages ({"role": ..., "content": ...}).
 Prompt = Union[str, Sequence[int], Sequence[Message]]
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+Progress = Callable[[int, int], None]  # (done, in all): bytes of a load, steps of a warm-up
 
 
 class Model:
@@ -41,11 +42,17 @@ class Model:
         pack_cache: read packed weights from a file beside the model ("<model>.<instruction
             set>.pack") where it fits, and write it otherwise, so that the next start is quick. CPUs
             only. A warning tells when it cannot be written.
+        gpu_mem_ratio: share of the GPU's memory that may be in use once an engine has its memory
+            for K and V, as vLLM's gpu_memory_utilization; None = 0.9. GPUs only.
+        vram_limit: most memory of the GPU that the model and its engines hold at any time, in
+            bytes or as "8GiB" or "8G"; weights or K and V beyond it raise ResourceError. CUDA's own
+            needs (some 100 MB for its context) come on top. GPUs only.
         tokenizer: directory with tokenizer files, if not beside or inside the model.
         chat_template: file with a jinja2 chat template, if not the model's own.
         progress: called with (bytes done, bytes in all) while loading.
 
-    Raises IoError, FormatError, Unsupported or InvalidArgument, each with one clear sentence.
+    Raises IoError, FormatError, Unsupported, ResourceError or InvalidArgument, each with one clear
+    sentence.
 
     Attributes:
         core: the core's model.
@@ -62,6 +69,8 @@ class Model:
         activation: str = "auto",
         kv_cache_dtype: str = "float16",
         pack_cache: bool = False,
+        gpu_mem_ratio: float | None = None,
+        vram_limit: int | str | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
         chat_template: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
@@ -74,7 +83,9 @@ class Model:
             threads=check_threads(threads),
             activation=_check_text(activation, "activation"),
             kv_cache_dtype=_check_text(kv_cache_dtype, "kv_cache_dtype"),
-            pack_cache=_check_switch(pack_cache, "pack_cache"),
+            pack_cache=check_switch(pack_cache, "pack_cache"),
+            gpu_mem_ratio=_check_share(gpu_mem_ratio, "gpu_mem_ratio"),
+            vram_limit=0 if vram_limit is None else parse_size(vram_limit, "vram_limit"),
             progress=progress,
         )
         state, error = self.core.pack_cache
@@ -112,6 +123,11 @@ class Model:
     @property
     def weight_bytes(self) -> int:
         return self.core.weight_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """What model and engines hold of the GPU's memory now; 0 on a CPU."""
+        return self.core.device_bytes
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -245,7 +261,16 @@ def _check_text(value: Any, field: str) -> str:
     return value
 
 
-def _check_switch(value: Any, field: str) -> bool:
+def check_switch(value: Any, field: str) -> bool:
+    """True or False, and nothing that only counts as such."""
     if not isinstance(value, bool):
         raise make_error(InvalidArgument, field, show(value), "True or False")
     return value
+
+
+def _check_share(value: Any, field: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise make_error(InvalidArgument, field, show(value), "a share above 0, at most 1")
+    return float(value)

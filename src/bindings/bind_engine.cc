@@ -9,7 +9,8 @@
 #include "bindings/arguments.h"
 #include "bindings/policy_object.h"
 #include "bindings/records.h"
-#include "cpu/system_memory.h"
+#include "engine/kv_pools.h"
+#include "engine/warm_up.h"
 #include "slicellm/engine.h"
 #include "slicellm/error.h"
 #include "slicellm/model.h"
@@ -151,65 +152,19 @@ py::dict wait(PyTaskHandle& handle, double timeout) {
   return to_dict(handle.get().wait(0));
 }
 
-// KV blocks of the device pool when no size is given: of what is free beside the largest step,
-// half, shared with the host pool where both are one memory, else nine tenths; the least over the
-// model's devices, and no more than all rows at their longest can use.
-int32_t default_blocks(const Model& model, const KvLayout& layout, int64_t host_kv_bytes,
-                       const EngineOptions& options) {
-  const auto step =
-      static_cast<double>(step_bytes(model.spec(), options.max_step_tokens, options.max_rows));
-  const auto block_bytes = static_cast<double>(layout.block_bytes());
-  double fits = kInt32Max;
-  for (const ModelPart& part : model.placement()) {
-    double steps = 0, bytes = 0;  // of all parts on this device: at a step, a block
-    for (const ModelPart& other : model.placement()) {
-      if (other.device != part.device) continue;
-      steps += step;
-      bytes += block_bytes * other.layers / layout.layers;
-    }
-    const bool shared = part.device->shares_host_memory();
-    double budget =
-        (static_cast<double>(part.device->free_memory()) - steps) * (shared ? 0.5 : 0.9);
-    if (shared && host_kv_bytes < 0) bytes += block_bytes;  // as many there
-    if (shared && host_kv_bytes > 0) budget -= static_cast<double>(host_kv_bytes);
-    fits = std::min(fits, std::max(0.0, budget / bytes));
-  }
-  const double useful =
-      static_cast<double>(options.max_rows) * (options.max_context / layout.block_tokens + 1);
-  return static_cast<int32_t>(std::min(fits, useful));
-}
-
-// KV blocks of the host pool when no size is given: as many as on the device, within half of the
-// host's free memory where that is another one.
-int64_t default_host_blocks(const Model& model, int64_t block_bytes, int64_t device_blocks) {
-  for (const ModelPart& part : model.placement()) {
-    if (part.device->shares_host_memory()) return device_blocks;
-  }
-  const auto free = static_cast<int64_t>(cpu::available_memory());
-  return std::min(device_blocks, free / 2 / block_bytes);
-}
-
 // The engine as Python holds it: it may go away while its loop waits for the GIL.
 class PyEngine {
  public:
   PyEngine(const std::shared_ptr<Model>& model, const py::object& policy,
            const LatencyModel& latency, int64_t kv_cache_bytes, int64_t host_kv_bytes,
-           const EngineOptions& options)
-      : updates_(std::make_shared<UpdateQueue>()) {
-    const KvLayout layout = model->kv_layout();
-    const int64_t block_bytes = static_cast<int64_t>(layout.block_bytes());
-    int64_t blocks = kv_cache_bytes / block_bytes;
-    if (kv_cache_bytes == 0) blocks = default_blocks(*model, layout, host_kv_bytes, options);
-    int64_t host_blocks = host_kv_bytes / block_bytes;
-    if (host_kv_bytes < 0) host_blocks = default_host_blocks(*model, block_bytes, blocks);
-    if (blocks < 1 || blocks > kInt32Max || host_blocks > kInt32Max) {
-      throw Error(ErrorKind::invalid_argument, "kv_cache_bytes",
-                  std::to_string(kv_cache_bytes) + " (" + std::to_string(blocks) + " blocks)",
-                  "room for at least one KV block of " + std::to_string(block_bytes) +
-                      " bytes and at most 2^31");
+           const EngineOptions& options, const std::optional<Progress>& warming_up)
+      : model_(model), updates_(std::make_shared<UpdateQueue>()) {
+    const KvPools blocks = size_kv_pools(*model, options, kv_cache_bytes, host_kv_bytes);
+    auto executor = make_executor(model, blocks.device_blocks, blocks.host_blocks);
+    if (warming_up) {
+      py::gil_scoped_release release;
+      warm_up(*executor, options, *warming_up);
     }
-    auto executor =
-        make_executor(model, static_cast<int32_t>(blocks), static_cast<int32_t>(host_blocks));
     engine_ = Engine::make(std::move(executor), take_policy(policy), latency.clone(),
                            make_steady_clock(), options);
   }
@@ -221,6 +176,7 @@ class PyEngine {
     updates_->close();
   }
   Engine& get() { return *engine_; }
+  const Model& model() const { return *model_; }
 
   std::unique_ptr<PyTaskHandle> wrap(std::shared_ptr<TaskHandle> handle) {
     return std::make_unique<PyTaskHandle>(std::move(handle), updates_);
@@ -234,6 +190,7 @@ class PyEngine {
   }
 
  private:
+  std::shared_ptr<Model> model_;
   std::shared_ptr<UpdateQueue> updates_;
   std::unique_ptr<Engine> engine_;
 };
@@ -285,11 +242,24 @@ std::shared_ptr<PyEngine> make_engine(const std::shared_ptr<Model>& model, const
                                                 "0 (from free memory) or a number of bytes");
   const int64_t host_bytes = keywords.integer("host_kv_bytes", -1, -1, kMaxBytes,
                                               "-1 (as much as on the device) or a number of bytes");
+  const py::object warm = keywords.take("warm_up");
+  const py::object callback = keywords.take("progress");
+  std::optional<Progress> warming_up;
+  if (!warm.is_none() && to_bool(warm, "warm_up")) {
+    warming_up.emplace();
+    if (!callback.is_none()) {
+      *warming_up = [&callback](uint64_t done, uint64_t total) {
+        py::gil_scoped_acquire gil;
+        callback(done, total);
+      };
+    }
+  }
   keywords.require_empty("Engine");
-  return std::make_shared<PyEngine>(model, policy, latency, device_bytes, host_bytes, options);
+  return std::make_shared<PyEngine>(model, policy, latency, device_bytes, host_bytes, options,
+                                    warming_up);
 }
 
-py::dict stats_dict(const EngineStats& stats) {
+py::dict stats_dict(const EngineStats& stats, const Model& model) {
   py::dict d;
   d["steps"] = stats.steps;
   d["submitted"] = stats.submitted;
@@ -306,6 +276,7 @@ py::dict stats_dict(const EngineStats& stats) {
   d["free_host_blocks"] = stats.free_host_blocks;
   d["total_host_blocks"] = stats.total_host_blocks;
   d["busy_seconds"] = stats.busy_seconds;
+  d["device_bytes"] = model.device_bytes();
   return d;
 }
 
@@ -384,7 +355,7 @@ void bind_engine(py::module_& m) {
            "Ids of handles with something new since the last call, or [] after `timeout` seconds. "
            "For one consumer. Raises StateError once the engine is closed and nothing is left.")
       .def("now", [](PyEngine& e) { return e.get().now(); })
-      .def("stats", [](PyEngine& e) { return stats_dict(e.get().stats()); })
+      .def("stats", [](PyEngine& e) { return stats_dict(e.get().stats(), e.model()); })
       .def(
           "inspect_policy", [](PyEngine& e) { return e.get().inspect_policy(); }, nogil)
       .def(

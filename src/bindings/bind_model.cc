@@ -62,7 +62,8 @@ py::dict spec_dict(const ModelSpec& s) {
 std::shared_ptr<Model> load(const std::string& path, const std::string& dtype,
                             const std::string& device, int threads, const std::string& activation,
                             const std::string& kv_cache_dtype, const std::string& isa,
-                            bool pack_cache, const std::optional<ProgressCallback>& progress) {
+                            bool pack_cache, std::optional<double> gpu_mem_ratio,
+                            int64_t vram_limit, const std::optional<ProgressCallback>& progress) {
   ModelOptions options;
   options.dtype_auto = dtype == "auto";
   if (!options.dtype_auto) options.dtype = parse_dtype(dtype);
@@ -79,9 +80,16 @@ std::shared_ptr<Model> load(const std::string& path, const std::string& dtype,
   CpuOptions cpu;
   cpu.threads = threads;
   cpu.isa = isa;
+  if (vram_limit < 0) {
+    throw Error(ErrorKind::invalid_argument, "vram_limit", std::to_string(vram_limit),
+                "0 (none) or a number of bytes");
+  }
+  GpuOptions gpu;
+  gpu.mem_ratio = gpu_mem_ratio;
+  gpu.vram_limit = static_cast<size_t>(vram_limit);
   py::gil_scoped_release release;
   const std::shared_ptr<const ModelFile> file = open_model_file(path);
-  return Model::load(file, make_placement(device, *file, cpu, options), options);
+  return Model::load(file, make_placement(device, *file, cpu, gpu, options), options);
 }
 
 // Threads that compute. Where a part is on a CPU they are its; a GPU's, which pack weights, are as
@@ -186,7 +194,8 @@ void bind_model(py::module_& m) {
       .def_static("load", &load, py::arg("path"), py::arg("dtype") = "auto",
                   py::arg("device") = "cpu", py::arg("threads") = 0, py::arg("activation") = "auto",
                   py::arg("kv_cache_dtype") = "float16", py::arg("isa") = "",
-                  py::arg("pack_cache") = false, py::arg("progress") = py::none(),
+                  py::arg("pack_cache") = false, py::arg("gpu_mem_ratio") = py::none(),
+                  py::arg("vram_limit") = 0, py::arg("progress") = py::none(),
                   "Loads a .flm file, an export directory or a Hugging Face directory. `dtype` is "
                   "for Hugging Face input only. Raises IoError, FormatError, Unsupported.")
       .def_property_readonly(
@@ -198,6 +207,8 @@ void bind_model(py::module_& m) {
       .def_property_readonly("threads", &threads_of)
       .def_property_readonly("device",
                              [](const Model& model) { return describe(model.placement()); })
+      .def_property_readonly("device_bytes", &Model::device_bytes,
+                             "What is held of GPUs' memory; 0 on a CPU.")
       .def_property_readonly("fingerprint", &Model::fingerprint)
       .def_property_readonly(
           "pack_cache",

@@ -112,6 +112,10 @@ std::unique_ptr<KvStorage> CpuDevice::allocate_kv(const KvLayout& layout, int32_
 
 size_t CpuDevice::free_memory() const { return available_memory(); }
 
+std::string CpuDevice::describe_memory() const {
+  return std::to_string(available_memory()) + " free bytes";
+}
+
 void CpuDevice::read(const Activation& from, std::span<float> to) {
   check_span(from, to.size());
   std::copy_n(data_of(from), to.size(), to.data());

@@ -39,6 +39,7 @@ class CpuDevice : public Device {
   std::unique_ptr<Activation> allocate(int64_t floats) override;
   std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) override;
   size_t free_memory() const override;
+  std::string describe_memory() const override;
   bool supports_kv(DType dtype) const override {
     return dtype == DType::float16 || dtype == DType::float32 || dtype == DType::int8;
   }

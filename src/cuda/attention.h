@@ -42,6 +42,10 @@ class AttentionPlan {
   size_t partial_bytes() const;
   size_t counter_bytes() const;
 
+  // Bounds of the three together and of the images of a step (one for each shape).
+  static size_t most_bytes(const StepBounds& most, int multiprocessors);
+  static size_t most_image_bytes(const StepBounds& most, int multiprocessors);
+
  private:
   friend void attend(cudaStream_t, const AttentionPlan&, const struct AttentionRun&);
 

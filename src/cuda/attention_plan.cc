@@ -15,6 +15,13 @@ constexpr int64_t kInts = sizeof(int32_t);
 constexpr int64_t kPlaceInts = sizeof(TokenPlace) / kInts;
 constexpr int64_t kItemInts = sizeof(AttentionItem) / kInts;
 
+// No further tile is cut when its parts' results would take more.
+constexpr size_t kMostPartialBytes = size_t{256} << 20;
+
+size_t partial_row_bytes(int32_t head_dim) {
+  return sizeof(float) * padded_head_dim(head_dim) + sizeof(float2);
+}
+
 int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 // Rows of one sequence that one block of threads works on, before it is cut into items.
@@ -103,24 +110,29 @@ AttentionPlan::AttentionPlan(const Batch& batch, const AttentionShape& shape, in
   const int64_t share =
       splits * shape.kv_heads / std::max<int64_t>(1, kBlocksPerMultiprocessor * multiprocessors);
   const auto piece = static_cast<int32_t>(std::clamp<int64_t>(share / 4, 1, 1 << 20));
+  const auto most_partial_rows =
+      static_cast<int64_t>(kMostPartialBytes / (partial_row_bytes(shape.head_dim) *
+                                                static_cast<size_t>(shape.kv_heads)));
   std::vector<AttentionItem> items;
   for (const Tile& tile : tiles) {
     AttentionItem item = tile.item;
     wide_ = wide_ || tile.wide();
-    const int32_t pieces =
-        tile.splits() > (tile.wide() ? share : piece) ? ceil_div(tile.splits(), piece) : 1;
+    const int64_t partial_rows = int64_t{item.rows} * tile.splits();
+    const bool cut = tile.splits() > (tile.wide() ? share : piece) &&
+                     partial_rows_ + partial_rows <= most_partial_rows;
+    const int32_t pieces = cut ? ceil_div(tile.splits(), piece) : 1;
     if (pieces > 1) {
       item.partial = static_cast<int32_t>(partial_rows_);
       item.tile_items = pieces;
       item.counter = cut_tiles_++;
-      partial_rows_ += int64_t{item.rows} * tile.splits();
+      partial_rows_ += partial_rows;
     }
     for (int32_t p = 0; p < pieces; ++p) {
-      const auto cut = [&](int32_t n) {
+      const auto at = [&](int32_t n) {
         return tile.item.first_split + static_cast<int32_t>(int64_t{tile.splits()} * n / pieces);
       };
-      item.first_split = cut(p);
-      item.last_split = cut(p + 1);
+      item.first_split = at(p);
+      item.last_split = at(p + 1);
       items.push_back(item);
     }
   }
@@ -153,12 +165,34 @@ size_t AttentionPlan::query_bytes() const {
 }
 
 size_t AttentionPlan::partial_bytes() const {
-  const size_t row = sizeof(float) * padded_head_dim(shape_.head_dim) + sizeof(float2);
-  return row * partial_rows_ * shape_.kv_heads;
+  return partial_row_bytes(shape_.head_dim) * partial_rows_ * shape_.kv_heads;
 }
 
 size_t AttentionPlan::counter_bytes() const {
   return sizeof(int32_t) * cut_tiles_ * shape_.kv_heads;
+}
+
+// A wide tile (64 rows) is cut where it has more splits than `share`: then all tiles together have
+// fewer than kBlocksPerMultiprocessor * multiprocessors times the longest's. A narrow one (16 rows)
+// is cut from a quarter of that on. Both ways the rows of the parts are at most:
+size_t AttentionPlan::most_bytes(const StepBounds& most, int multiprocessors) {
+  const int64_t splits = most.context / kSplitTokens + 1;
+  const int64_t rows =
+      std::min(kWideRows * kBlocksPerMultiprocessor * multiprocessors, most.tokens * most.heads) *
+      splits;
+  const size_t partials =
+      std::min(static_cast<size_t>(rows) * partial_row_bytes(most.head_dim), kMostPartialBytes);
+  return sizeof(__half) * static_cast<size_t>(most.tokens * most.heads * most.head_dim) + partials +
+         sizeof(int32_t) * static_cast<size_t>(rows);
+}
+
+size_t AttentionPlan::most_image_bytes(const StepBounds& most, int multiprocessors) {
+  const int64_t group = most.heads / most.kv_heads;
+  const int64_t tiles = most.sequences + most.tokens * group / kWideRows;
+  const int64_t pieces = 8 * kBlocksPerMultiprocessor * multiprocessors;  // of those that are cut
+  const int64_t ints = most.tokens * kPlaceInts + (2 * tiles + pieces) * kItemInts +
+                       most.sequences * (most.context / kKvBlockTokens + 1);
+  return static_cast<size_t>(most.attention_shapes * ints * kInts);
 }
 
 }  // namespace slicellm::cuda

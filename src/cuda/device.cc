@@ -1,19 +1,25 @@
 #include "cuda/device.h"
 
 #include <algorithm>
+#include <sstream>
 
 #include "cpu/isa.h"
+#include "cpu/system_memory.h"
 #include "cuda/kv_storage.h"
 #include "cuda/rope.h"
+#include "cuda/sampling.h"
 #include "slicellm/error.h"
 
 namespace slicellm::cuda {
 namespace {
 
+constexpr double kDefaultMemRatio = 0.9;
+
 class CudaActivation final : public Activation {
  public:
-  explicit CudaActivation(int64_t floats)
-      : floats_(floats), memory_(sizeof(float) * static_cast<size_t>(floats), "activations") {}
+  CudaActivation(const DeviceMemory& memory, int64_t floats)
+      : floats_(floats),
+        memory_(memory, sizeof(float) * static_cast<size_t>(floats), "activations") {}
   float* data() override { return memory_.get<float>(); }
   int64_t capacity() const override { return floats_; }
 
@@ -22,23 +28,14 @@ class CudaActivation final : public Activation {
   DeviceBuffer memory_;
 };
 
-// Copies an array to the device before it returns.
-DeviceBuffer upload(const Stream& stream, const void* data, size_t bytes, const char* field) {
-  DeviceBuffer buffer(bytes, field);
-  stream.copy(buffer.get(), data, bytes, cudaMemcpyHostToDevice);
-  stream.synchronize();
-  return buffer;
-}
-
-DeviceBuffer upload(const Stream& stream, const std::vector<float>& values) {
-  return upload(stream, values.data(), values.size() * sizeof(float), "weights");
+DeviceBuffer upload(Uploader& uploader, const std::vector<float>& values) {
+  return uploader.array(values.data(), values.size() * sizeof(float), "weights");
 }
 
 class CudaLinear final : public PackedLinear {
  public:
-  CudaLinear(const Stream& stream, const HostLinear& host)
-      : layout_(host.layout),
-        memory_(upload(stream, host.data.data(), host.data.size(), "weights")) {}
+  CudaLinear(Uploader& uploader, const LinearPacker& packer)
+      : layout_(packer.layout()), memory_(uploader.linear(packer)) {}
   int64_t in_features() const override { return layout_.in; }
   int64_t out_features() const override { return layout_.out; }
   size_t bytes() const override { return layout_.bytes; }
@@ -56,10 +53,10 @@ class CudaLinear final : public PackedLinear {
 
 class CudaNorm final : public PackedNorm {
  public:
-  CudaNorm(const Stream& stream, const NormWeights& norm)
+  CudaNorm(Uploader& uploader, const NormWeights& norm)
       : width_(static_cast<int64_t>(norm.weight.size())),
-        weight_(upload(stream, norm.weight)),
-        bias_(upload(stream, norm.bias)),
+        weight_(upload(uploader, norm.weight)),
+        bias_(upload(uploader, norm.bias)),
         norm_{norm.kind, norm.eps, weight_.get<float>(), bias_.get<float>()} {}
   int64_t width() const override { return width_; }
   const DeviceNorm& norm() const { return norm_; }
@@ -72,11 +69,11 @@ class CudaNorm final : public PackedNorm {
 
 class CudaEmbedding final : public EmbeddingTable {
  public:
-  CudaEmbedding(const Stream& stream, const Weight& table)
+  CudaEmbedding(Uploader& uploader, const Weight& table)
       : rows_(table.rows()),
-        data_(upload(stream, table.data, table.data_bytes, "embedding")),
-        scale_(upload(stream, table.scale)),
-        minimum_(upload(stream, table.minimum)),
+        data_(uploader.array(table.data, table.data_bytes, "embedding")),
+        scale_(upload(uploader, table.scale)),
+        minimum_(upload(uploader, table.minimum)),
         table_{table.dtype,
                table.cols(),
                table.group_size > 0 ? table.group_size : table.cols(),
@@ -122,18 +119,32 @@ DeviceInfo checked_info(int index) {
               "a GPU of compute capability 8.0 or newer");
 }
 
+double checked_ratio(const GpuOptions& options) {
+  const double ratio = options.mem_ratio.value_or(kDefaultMemRatio);
+  if (ratio > 0 && ratio <= 1) return ratio;
+  throw Error(ErrorKind::invalid_argument, "gpu_mem_ratio", std::to_string(ratio),
+              "a share above 0, at most 1");
+}
+
 }  // namespace
 
 CudaDevice::Selected::Selected(int wanted) : index(checked_index(wanted)) {
   SLICELLM_CUDA_CHECK(cudaSetDevice(index));
 }
 
-CudaDevice::CudaDevice(int index)
+CudaDevice::CudaDevice(int index, const GpuOptions& options)
     : selected_(index),
       info_(checked_info(index)),
       threads_(cpu::usable_cores()),
-      staging_(stream_),
-      linear_sums_(linear_workspace_bytes(info_.multiprocessors), "workspace") {}
+      mem_ratio_(checked_ratio(options)),
+      memory_(options.vram_limit == 0 ? DeviceMemory::kNoLimit : options.vram_limit),
+      uploader_(stream_, memory_, info_.integrated, threads_),
+      staging_(stream_, memory_),
+      linear_input_(memory_),
+      linear_sums_(memory_, linear_workspace_bytes(info_.multiprocessors), "workspace"),
+      queries_(memory_),
+      partials_(memory_),
+      counters_(memory_) {}
 
 void CudaDevice::select() const { SLICELLM_CUDA_CHECK(cudaSetDevice(selected_.index)); }
 
@@ -147,43 +158,86 @@ std::unique_ptr<PackedLinear> CudaDevice::pack(std::span<const Weight> matrices,
                                                ActivationType /*activation*/, bool gated) {
   select();
   auto linear =
-      std::make_unique<CudaLinear>(stream_, pack_linear(matrices, biases, gated, threads_));
+      std::make_unique<CudaLinear>(uploader_, LinearPacker(matrices, biases, gated, threads_));
   widest_input_ = std::max<int64_t>(widest_input_, linear->layout().input_width());
   return linear;
 }
 
 std::unique_ptr<PackedNorm> CudaDevice::pack_norm(const NormWeights& norm) {
   select();
-  return std::make_unique<CudaNorm>(stream_, norm);
+  return std::make_unique<CudaNorm>(uploader_, norm);
 }
 
 std::unique_ptr<PackedRope> CudaDevice::pack_rope(std::shared_ptr<const RopeTable> table) {
   select();
   ++allocations_;
-  return std::make_unique<CudaRope>(stream_, *table);
+  return std::make_unique<CudaRope>(stream_, memory_, *table);
 }
 
 std::unique_ptr<EmbeddingTable> CudaDevice::embedding(const Weight& table) {
   select();
-  return std::make_unique<CudaEmbedding>(stream_, table);
+  auto embedding = std::make_unique<CudaEmbedding>(uploader_, table);
+  release_rows(table, 0, table.rows());
+  return embedding;
+}
+
+void CudaDevice::finish_loading() {
+  select();
+  uploader_.finish();
 }
 
 std::unique_ptr<Activation> CudaDevice::allocate(int64_t floats) {
   select();
   ++allocations_;
-  return std::make_unique<CudaActivation>(floats);
+  return std::make_unique<CudaActivation>(memory_, floats);
 }
 
 std::unique_ptr<KvStorage> CudaDevice::allocate_kv(const KvLayout& layout, int32_t blocks) {
   select();
-  return std::make_unique<CudaKvStorage>(layout, blocks, stream_);
+  return std::make_unique<CudaKvStorage>(layout, blocks, stream_, memory_);
+}
+
+CudaDevice::MemoryInfo CudaDevice::memory_info() const {
+  select();
+  MemoryInfo info = {};
+  SLICELLM_CUDA_CHECK(cudaMemGetInfo(&info.free, &info.total));
+  // There, what the system could take back (the pages of the model's file) counts as used.
+  if (info_.integrated) {
+    info.free =
+        std::min(info.total - std::min(info.total, memory_.held()), cpu::available_memory());
+  }
+  return info;
 }
 
 size_t CudaDevice::free_memory() const {
-  select();
-  size_t free = 0, total = 0;
-  SLICELLM_CUDA_CHECK(cudaMemGetInfo(&free, &total));
-  return free;
+  const MemoryInfo info = memory_info();
+  const auto spare = static_cast<size_t>((1 - mem_ratio_) * static_cast<double>(info.total));
+  return std::min(info.free - std::min(spare, info.free), memory_.room());
+}
+
+size_t CudaDevice::workspace_bytes(const StepBounds& most) const {
+  const auto count = [](int64_t n) { return static_cast<size_t>(n); };
+  const size_t rows = count(std::max(most.tokens, most.rows));
+  const size_t linear = sizeof(uint16_t) * rows * (count(most.widest) + kUnitColumns);
+  const size_t attention = AttentionPlan::most_bytes(most, info_.multiprocessors);
+  const size_t drawing =
+      sample_workspace_bytes(static_cast<int32_t>(most.vocab), static_cast<int32_t>(most.rows)) +
+      sizeof(int32_t) * count(most.rows);
+  const size_t staged = AttentionPlan::most_image_bytes(most, info_.multiprocessors) +
+                        sizeof(int32_t) * count(most.tokens + most.rows);
+  // What grows does so by half at least; staging doubles, and is 64 KiB at first.
+  return (linear + attention + drawing) * 3 / 2 + 4 * staged +
+         4 * sizeof(SampleRow) * count(most.rows) + (size_t{128} << 10);
+}
+
+std::string CudaDevice::describe_memory() const {
+  const MemoryInfo info = memory_info();
+  std::ostringstream text;
+  text << info.free << " free of " << info.total << " bytes at gpu_mem_ratio " << mem_ratio_;
+  if (memory_.limit() != DeviceMemory::kNoLimit) {
+    text << " and " << memory_.held() << " held at vram_limit " << memory_.limit();
+  }
+  return text.str();
 }
 
 void CudaDevice::read(const Activation& from, std::span<float> to) {
@@ -343,8 +397,8 @@ void CudaDevice::rope_append_attend(const AttentionArgs& args) {
 
 namespace slicellm {
 
-std::shared_ptr<Device> make_cuda_device(int index) {
-  return std::make_shared<cuda::CudaDevice>(index);
+std::shared_ptr<Device> make_cuda_device(int index, const GpuOptions& options) {
+  return std::make_shared<cuda::CudaDevice>(index, options);
 }
 
 }  // namespace slicellm

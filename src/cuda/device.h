@@ -6,20 +6,23 @@
 
 #include "cuda/attention.h"
 #include "cuda/linear.h"
+#include "cuda/memory.h"
 #include "cuda/row_kernels.h"
 #include "cuda/runtime.h"
 #include "cuda/signature.h"
 #include "cuda/staging.h"
+#include "cuda/upload.h"
 #include "slicellm/ops.h"
 
 namespace slicellm::cuda {
 
 // One GPU: activations are float32 in its memory, inputs of matrix products are rounded to 16 bits.
 // All work goes to one stream, in the order of the calls, but for ops that are recorded
-// (launch_on). Workspaces grow to what the largest step needs and are kept.
+// (launch_on). Workspaces grow to what the largest step needs and are kept. All memory on the GPU
+// is taken from one account, within the limit.
 class CudaDevice final : public Device {
  public:
-  explicit CudaDevice(int index);
+  CudaDevice(int index, const GpuOptions& options);
 
   std::string name() const override { return "cuda"; }
   std::string describe() const override;
@@ -31,9 +34,13 @@ class CudaDevice final : public Device {
   std::unique_ptr<PackedNorm> pack_norm(const NormWeights& norm) override;
   std::unique_ptr<PackedRope> pack_rope(std::shared_ptr<const RopeTable> table) override;
   std::unique_ptr<EmbeddingTable> embedding(const Weight& table) override;
+  void finish_loading() override;
   std::unique_ptr<Activation> allocate(int64_t floats) override;
   std::unique_ptr<KvStorage> allocate_kv(const KvLayout& layout, int32_t blocks) override;
   size_t free_memory() const override;
+  size_t workspace_bytes(const StepBounds& most) const override;
+  std::string describe_memory() const override;
+  size_t held_bytes() const override { return memory_.held(); }
   bool supports_kv(DType dtype) const override {
     return dtype == DType::float16 || dtype == DType::int8;
   }
@@ -58,6 +65,7 @@ class CudaDevice final : public Device {
   // Makes this GPU the calling thread's current one, as every op does.
   void select() const;
   const Stream& stream() const { return stream_; }
+  const DeviceMemory& memory_account() const { return memory_; }
 
   // After begin_step: all that the launches of the step's ops take from the host, given one model
   // and KV storage.
@@ -80,11 +88,18 @@ class CudaDevice final : public Device {
            Epilogue epilogue, float alpha, Activation& out);
   void reserve_workspaces(size_t most_rows);
   const Plan& plan_for(const AttentionShape& shape) const;
+  struct MemoryInfo {
+    size_t free, total;  // bytes
+  };
+  MemoryInfo memory_info() const;
 
   Selected selected_;
   DeviceInfo info_;
   int threads_;
+  double mem_ratio_;
+  DeviceMemory memory_;
   Stream stream_;
+  Uploader uploader_;
   StepStaging staging_;
   std::atomic<uint64_t> allocations_ = 0;  // activations and rotary tables made so far
   int64_t widest_input_ = 0;               // columns, of the linears packed so far

@@ -23,7 +23,7 @@ class CudaExecutor final : public Executor {
         vocab_(model_->spec().vocab),
         kv_(make_kv(device_, layout_, device_blocks)),
         swapper_(*kv_, device_.stream(), host_blocks),
-        sampler_(device_.stream()) {}
+        sampler_(device_.stream(), device_.memory_account()) {}
   ~CudaExecutor() override {
     // The device may still be at work on what is freed next.
     if (in_flight_ > 0) cudaStreamSynchronize(device_.stream());
@@ -106,7 +106,8 @@ class CudaExecutor final : public Executor {
   static std::unique_ptr<CudaKvStorage> make_kv(CudaDevice& device, const KvLayout& layout,
                                                 int32_t blocks) {
     device.select();
-    return std::make_unique<CudaKvStorage>(layout, blocks, device.stream());
+    return std::make_unique<CudaKvStorage>(layout, blocks, device.stream(),
+                                           device.memory_account());
   }
 
   // Forward pass and drawing of tokens.
@@ -140,6 +141,7 @@ class CudaExecutor final : public Executor {
     const int64_t floats = static_cast<int64_t>(rows_.size()) * vocab_;
     if (!logits_ || logits_->capacity() < floats) {
       const auto rows = static_cast<int64_t>(std::bit_ceil(rows_.size()));
+      logits_.reset();  // both need not fit
       logits_ = device_.allocate(rows * vocab_);
     }
     sampler_.prepare(logits_->data(), vocab_, drawn_);

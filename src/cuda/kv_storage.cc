@@ -32,8 +32,9 @@ const KvLayout& checked(const KvLayout& layout) {
 
 }  // namespace
 
-CudaKvStorage::CudaKvStorage(const KvLayout& layout, int32_t blocks, const Stream& stream)
-    : layout_(checked(layout)), num_blocks_(blocks), stream_(&stream) {
+CudaKvStorage::CudaKvStorage(const KvLayout& layout, int32_t blocks, const Stream& stream,
+                             const DeviceMemory& memory)
+    : layout_(checked(layout)), num_blocks_(blocks), stream_(&stream), memory_(memory) {
   check_count(blocks >= 0, "blocks", blocks, "0 or more");
   matrix_bytes_ = layout.token_bytes() * kKvBlockTokens;
   block_bytes_ = layout.block_bytes();
@@ -42,7 +43,7 @@ CudaKvStorage::CudaKvStorage(const KvLayout& layout, int32_t blocks, const Strea
                 "a number of blocks that fits in memory");
   }
   prepare_attention(layout_);
-  memory_ = DeviceBuffer(block_bytes_ * blocks, "kv_cache");
+  memory_ = DeviceBuffer(memory, block_bytes_ * blocks, "kv_cache");
 }
 
 std::byte* CudaKvStorage::block_data(int32_t block) const {

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/memory.h"
 #include "cuda/runtime.h"
 #include "slicellm/kv_cache.h"
 
@@ -15,7 +16,8 @@ class CudaKvStorage final : public KvStorage {
   // Copies go through `stream`, after what it has been given so far; it must outlive the storage.
   // Throws Error(invalid_argument) for a bad layout or count, Error(unsupported) for a layout that
   // the GPU kernels lack (float32, blocks of other than 16 tokens), Error(resource) without memory.
-  CudaKvStorage(const KvLayout& layout, int32_t blocks, const Stream& stream);
+  CudaKvStorage(const KvLayout& layout, int32_t blocks, const Stream& stream,
+                const DeviceMemory& memory);
 
   const KvLayout& layout() const override { return layout_; }
   int32_t num_blocks() const override { return num_blocks_; }

@@ -15,7 +15,7 @@ namespace {
 
 }  // namespace
 
-std::shared_ptr<Device> make_cuda_device(int index) { fail(index); }
+std::shared_ptr<Device> make_cuda_device(int index, const GpuOptions& /*options*/) { fail(index); }
 
 std::shared_ptr<Executor> make_cuda_executor(std::shared_ptr<Model> /*model*/,
                                              int32_t /*device_blocks*/, int32_t /*host_blocks*/) {

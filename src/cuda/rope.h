@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "cuda/memory.h"
 #include "cuda/runtime.h"
 #include "slicellm/ops.h"
 
@@ -11,12 +12,12 @@ namespace slicellm::cuda {
 class CudaRope final : public PackedRope {
  public:
   // Copies the table before it returns.
-  CudaRope(const Stream& stream, const RopeTable& table)
+  CudaRope(const Stream& stream, const DeviceMemory& memory, const RopeTable& table)
       : style(table.style),
         rotary_dim(table.rotary_dim),
         positions(table.positions),
         bytes_(table.cos.size() * sizeof(float)),
-        memory_(2 * bytes_, "rope") {
+        memory_(memory, 2 * bytes_, "rope") {
     stream.copy(memory_.get(), table.cos.data(), bytes_, cudaMemcpyHostToDevice);
     stream.copy(memory_.get() + bytes_, table.sin.data(), bytes_, cudaMemcpyHostToDevice);
     stream.synchronize();

@@ -1,25 +1,11 @@
 #include "cuda/runtime.h"
 
-#include <algorithm>
-
 #include "slicellm/error.h"
 
 namespace slicellm::cuda {
-namespace {
-
 std::string text_of(cudaError_t status) {
   return std::string(cudaGetErrorString(status)) + " (" + cudaGetErrorName(status) + ")";
 }
-
-[[noreturn]] void throw_memory(cudaError_t status, size_t bytes, const char* field) {
-  cudaGetLastError();
-  throw Error(ErrorKind::resource, field, std::to_string(bytes) + " bytes: " + text_of(status),
-              "what memory allows");
-}
-
-size_t grown(size_t held, size_t wanted) { return std::max(wanted, held + held / 2); }
-
-}  // namespace
 
 void check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
@@ -52,40 +38,6 @@ DeviceInfo device_info(int device) {
   info.l2_bytes = static_cast<size_t>(properties.l2CacheSize);
   info.integrated = properties.integrated != 0;
   return info;
-}
-
-DeviceBuffer::DeviceBuffer(size_t bytes, const char* field) : bytes_(bytes) {
-  if (bytes == 0) return;
-  const cudaError_t status = cudaMalloc(&data_, bytes);
-  if (status != cudaSuccess) throw_memory(status, bytes, field);
-}
-
-DeviceBuffer::~DeviceBuffer() {
-  if (data_ != nullptr) cudaFree(data_);
-}
-
-void DeviceBuffer::reserve(size_t bytes, const char* field) {
-  if (bytes <= bytes_) return;
-  const size_t size = grown(bytes_, bytes);
-  *this = DeviceBuffer();  // before the new one, so that both need not fit
-  *this = DeviceBuffer(size, field);
-}
-
-PinnedBuffer::PinnedBuffer(size_t bytes, const char* field) : bytes_(bytes) {
-  if (bytes == 0) return;
-  const cudaError_t status = cudaMallocHost(&data_, bytes);
-  if (status != cudaSuccess) throw_memory(status, bytes, field);
-}
-
-PinnedBuffer::~PinnedBuffer() {
-  if (data_ != nullptr) cudaFreeHost(data_);
-}
-
-void PinnedBuffer::reserve(size_t bytes, const char* field) {
-  if (bytes <= bytes_) return;
-  const size_t size = grown(bytes_, bytes);
-  *this = PinnedBuffer();
-  *this = PinnedBuffer(size, field);
 }
 
 Stream::Stream() {

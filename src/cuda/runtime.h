@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <functional>
 #include <string>
-#include <utility>
 
 // The CUDA runtime with types that free what they hold and calls that throw: thin, nothing hidden.
 namespace slicellm::cuda {
@@ -14,6 +13,8 @@ namespace slicellm::cuda {
 // that went wrong, with the call's name and CUDA's own text. Clears CUDA's last error.
 void check(cudaError_t status, const char* call);
 #define SLICELLM_CUDA_CHECK(expression) ::slicellm::cuda::check((expression), #expression)
+// CUDA's text for a status: "out of memory (cudaErrorMemoryAllocation)".
+std::string text_of(cudaError_t status);
 
 // The number of GPUs; 0 where there is no driver. `why` gets CUDA's text then.
 int device_count(std::string* why = nullptr);
@@ -29,65 +30,6 @@ struct DeviceInfo {
   bool integrated = false;  // shares the host's memory
 };
 DeviceInfo device_info(int device);
-
-// Memory on the current device, or host memory that the GPU can copy to and from by itself
-// (pinned). Its contents are undefined at first. Moves; throws Error(resource) naming `field`.
-// Freeing waits for everything the device still does.
-class DeviceBuffer {
- public:
-  DeviceBuffer() = default;
-  DeviceBuffer(size_t bytes, const char* field);
-  DeviceBuffer(DeviceBuffer&& other) noexcept { swap(other); }
-  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
-    DeviceBuffer(std::move(other)).swap(*this);
-    return *this;
-  }
-  ~DeviceBuffer();
-
-  template <class T = std::byte>
-  T* get() const {
-    return static_cast<T*>(data_);
-  }
-  size_t bytes() const { return bytes_; }
-  // Makes room for `bytes`; what was in it is lost when it grows, which it does by half at least.
-  void reserve(size_t bytes, const char* field);
-
- private:
-  void swap(DeviceBuffer& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-  }
-  void* data_ = nullptr;
-  size_t bytes_ = 0;
-};
-
-class PinnedBuffer {
- public:
-  PinnedBuffer() = default;
-  PinnedBuffer(size_t bytes, const char* field);
-  PinnedBuffer(PinnedBuffer&& other) noexcept { swap(other); }
-  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
-    PinnedBuffer(std::move(other)).swap(*this);
-    return *this;
-  }
-  ~PinnedBuffer();
-
-  template <class T = std::byte>
-  T* get() const {
-    return static_cast<T*>(data_);
-  }
-  size_t bytes() const { return bytes_; }
-  // As DeviceBuffer::reserve; the GPU must be done with what it holds.
-  void reserve(size_t bytes, const char* field);
-
- private:
-  void swap(PinnedBuffer& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-  }
-  void* data_ = nullptr;
-  size_t bytes_ = 0;
-};
 
 class Event;
 

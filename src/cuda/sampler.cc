@@ -36,7 +36,7 @@ void DeviceSampler::prepare(const float* logits, int32_t vocab, std::span<const 
   call_.workspace = workspace_.get();
   const size_t bytes = sizeof(int32_t) * rows.size();
   if (bytes > tokens_.bytes()) {  // what was drawn last is still to be read
-    DeviceBuffer larger(std::bit_ceil(bytes), "workspace");
+    DeviceBuffer larger(memory_, std::bit_ceil(bytes), "workspace");
     stream_.copy(larger.get(), tokens_.get(), tokens_.bytes(), cudaMemcpyDeviceToDevice);
     tokens_ = std::move(larger);
   }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <span>
 
+#include "cuda/memory.h"
 #include "cuda/runtime.h"
 #include "cuda/sampling.h"
 #include "cuda/signature.h"
@@ -15,7 +16,12 @@ namespace slicellm::cuda {
 // its device memory from step to step; two steps may be in flight. For one stream and one thread.
 class DeviceSampler {
  public:
-  explicit DeviceSampler(const Stream& stream) : stream_(stream), staging_(stream) {}
+  DeviceSampler(const Stream& stream, const DeviceMemory& memory)
+      : stream_(stream),
+        memory_(memory),
+        staging_(stream, memory),
+        workspace_(memory),
+        tokens_(memory) {}
 
   // Log-probabilities and repetition penalties are the host's.
   static bool can_draw(const Sampling& sampling, int32_t vocab);
@@ -37,6 +43,7 @@ class DeviceSampler {
 
  private:
   const Stream& stream_;
+  const DeviceMemory memory_;
   StepStaging staging_;
   DeviceBuffer workspace_, tokens_;
   SampleCall call_;

@@ -27,9 +27,8 @@ const std::byte* StepStaging::put_bytes(const void* values, size_t bytes) {
   if (chunk_ == chunks_.size()) {
     const size_t size =
         std::max({padded, kLeastChunk, chunks_.empty() ? 0 : 2 * chunks_.back().device.bytes()});
-    Chunk chunk;
+    Chunk chunk{.host = {}, .device = DeviceBuffer(memory_, size, "staging")};
     for (PinnedBuffer& host : chunk.host) host = PinnedBuffer(size, "staging");
-    chunk.device = DeviceBuffer(size, "staging");
     chunks_.push_back(std::move(chunk));
   }
   Chunk& chunk = chunks_[chunk_];

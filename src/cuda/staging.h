@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "cuda/memory.h"
 #include "cuda/runtime.h"
 
 namespace slicellm::cuda {
@@ -15,7 +16,8 @@ namespace slicellm::cuda {
 // For one stream and one thread at a time.
 class StepStaging {
  public:
-  explicit StepStaging(const Stream& stream) : stream_(stream) {}
+  StepStaging(const Stream& stream, const DeviceMemory& memory)
+      : stream_(stream), memory_(memory) {}
 
   // Starts the next step: addresses given out before are reused, in the stream's order.
   void begin();
@@ -40,6 +42,7 @@ class StepStaging {
   const std::byte* put_bytes(const void* values, size_t bytes);
 
   const Stream& stream_;
+  const DeviceMemory memory_;
   std::vector<Chunk> chunks_;
   size_t chunk_ = 0;  // the one that is being filled
   int step_ = 0;

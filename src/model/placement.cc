@@ -55,7 +55,7 @@ std::vector<Share> parse(std::string_view text) {
 
 // Layers in proportion to the shares, at least one each.
 Placement divide(std::string_view text, const std::vector<Share>& shares, int32_t layers,
-                 const CpuOptions& cpu) {
+                 const CpuOptions& cpu, const GpuOptions& gpu) {
   const auto parts = static_cast<int32_t>(shares.size());
   if (parts > layers) {
     fail(text, "at most as many parts as the model has layers, " + std::to_string(layers));
@@ -68,7 +68,7 @@ Placement divide(std::string_view text, const std::vector<Share>& shares, int32_
   for (int32_t i = 0; i < parts; ++i) {
     const Share& share = shares[static_cast<size_t>(i)];
     std::shared_ptr<Device>& device = devices[share.device == "cuda" ? "cuda:0" : share.device];
-    if (!device) device = make_device(share.device, cpu);
+    if (!device) device = make_device(share.device, cpu, gpu);
     sum += share.layers;
     const auto rounded = static_cast<int32_t>((sum * layers + total / 2) / total);
     const int32_t end = std::clamp(rounded, begin + 1, layers - (parts - 1 - i));
@@ -78,16 +78,20 @@ Placement divide(std::string_view text, const std::vector<Share>& shares, int32_
   return placement;
 }
 
-// The last layers that fit into `free` bytes, with the head; all of them only with the embedding.
+// The last layers that fit into what is free, with the head; all of them only with the embedding.
 int32_t fitting_layers(const ModelFile& file, const ModelLayout& model, const ModelOptions& options,
-                       size_t free) {
+                       const Device& gpu) {
   const ModelSpec& spec = model.spec;
   KvLayout kv{
       .layers = 1, .kv_heads = spec.kv_heads, .head_dim = spec.head_dim, .dtype = options.kv_dtype};
   const auto blocks = static_cast<size_t>(
       (std::min(spec.max_positions, kRoomForTokens) + kv.block_tokens - 1) / kv.block_tokens);
-  const double usable = kUsable * static_cast<double>(free);
-  size_t used = step_bytes(spec, kStepTokens, kStepRows) + device_bytes(file, model.head, options);
+  const double usable = kUsable * static_cast<double>(gpu.free_memory());
+  StepBounds most;
+  most.tokens = kStepTokens;
+  most.sequences = most.rows = kStepRows;
+  most.context = std::min(spec.max_positions, kRoomForTokens);
+  size_t used = step_bytes(spec, most, gpu) + device_bytes(file, model.head, options);
   int32_t layers = 0;
   for (; layers < spec.layers; ++layers) {
     const LayerSource& layer = model.layers[static_cast<size_t>(spec.layers - 1 - layers)];
@@ -102,28 +106,41 @@ int32_t fitting_layers(const ModelFile& file, const ModelLayout& model, const Mo
 }
 
 Placement choose(const ModelFile& file, const ModelLayout& model, const CpuOptions& cpu,
-                 const ModelOptions& options) {
+                 const GpuOptions& gpu_options, const ModelOptions& options) {
   std::shared_ptr<Device> gpu;
   try {
-    gpu = make_cuda_device(0);
+    gpu = make_cuda_device(0, gpu_options);
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::unsupported) throw;
   }
   const int32_t layers = model.spec.layers;
-  const int32_t on_gpu = gpu ? fitting_layers(file, model, options, gpu->free_memory()) : 0;
+  const int32_t on_gpu = gpu ? fitting_layers(file, model, options, *gpu) : 0;
   Placement placement;
   if (on_gpu < layers) placement.push_back({make_cpu_device(cpu), layers - on_gpu});
   if (on_gpu > 0) placement.push_back({std::move(gpu), on_gpu});
   return placement;
 }
 
+void refuse_gpu_options(std::string_view text, const GpuOptions& gpu) {
+  const std::string expected = "none with device " + shown(text) + ", as it is for GPUs";
+  if (gpu.mem_ratio) {
+    throw Error(ErrorKind::unsupported, "gpu_mem_ratio", std::to_string(*gpu.mem_ratio), expected);
+  }
+  if (gpu.vram_limit != 0) {
+    throw Error(ErrorKind::unsupported, "vram_limit", std::to_string(gpu.vram_limit) + " bytes",
+                expected);
+  }
+}
+
 }  // namespace
 
 Placement make_placement(std::string_view text, const ModelFile& file, const CpuOptions& cpu,
-                         const ModelOptions& options) {
-  if (text == "auto") return choose(file, make_model_layout(file), cpu, options);
+                         const GpuOptions& gpu, const ModelOptions& options) {
+  if (text == "auto") return choose(file, make_model_layout(file), cpu, gpu, options);
   const std::vector<Share> shares = parse(text);
-  return divide(text, shares, make_model_spec(file).layers, cpu);
+  const auto is_gpu = [](const Share& share) { return share.device.starts_with("cuda"); };
+  if (std::ranges::none_of(shares, is_gpu)) refuse_gpu_options(text, gpu);
+  return divide(text, shares, make_model_spec(file).layers, cpu, gpu);
 }
 
 std::string describe(const Placement& placement) {

@@ -2,6 +2,7 @@
 #include <bit>
 #include <cstdio>
 #include <mutex>
+#include <set>
 #include <utility>
 
 #include "model/batch_check.h"
@@ -84,6 +85,7 @@ class TransformerModel final : public Model {
     final_norm_ = loader.norm(device(), layout.final_norm, spec_);
     head_ = loader.linear(device(), layout.head, false);
     for (const PackedLinear* linear : linears()) weight_bytes_ += linear->bytes();
+    for (Stage& stage : stages_) stage.device->finish_loading();
     inventory_ = loader.inventory();
     fingerprint_ = make_fingerprint(options);
     if (cache != nullptr) pack_cache_.state = PackCacheResult::State::read;
@@ -258,6 +260,9 @@ class TransformerModel final : public Model {
       const int64_t rows = workspace_rows(n);
       capacity_ = 0;
       for (Stage& stage : stages_) {
+        for (auto* old : {&stage.x, &stage.qkv, &stage.attended, &stage.inner}) {
+          old->reset();  // both need not fit
+        }
         stage.x = stage.device->allocate(rows * spec_.hidden);
         stage.qkv = stage.device->allocate(rows * qkv_width(spec_));
         stage.attended = stage.device->allocate(rows * attended_width(spec_));
@@ -304,14 +309,28 @@ class TransformerModel final : public Model {
 
 }  // namespace
 
-size_t step_bytes(const ModelSpec& spec, int64_t tokens, int64_t rows) {
-  // Activations are float32; a GPU has a copy of one linear's input and of all queries in 16 bits.
+size_t Model::device_bytes() const {
+  std::set<const Device*> devices;
+  for (const ModelPart& part : placement()) devices.insert(part.device.get());
+  size_t bytes = 0;
+  for (const Device* device : devices) bytes += device->held_bytes();
+  return bytes;
+}
+
+size_t step_bytes(const ModelSpec& spec, StepBounds most, const Device& device) {
   const int64_t attended = attended_width(spec);
-  const int64_t widest = std::max({int64_t{spec.hidden}, int64_t{spec.inner}, attended});
+  most.heads = spec.heads;
+  most.kv_heads = spec.kv_heads;
+  most.head_dim = spec.head_dim;
+  most.attention_shapes = spec.window_from_layer > 0 ? 2 : 1;
+  most.widest = std::max({int64_t{spec.hidden}, int64_t{spec.inner}, attended});
+  most.vocab = spec.vocab;
   const int64_t floats = spec.hidden + qkv_width(spec) + attended + spec.inner;
-  return static_cast<size_t>(workspace_rows(tokens) * 4 * floats +
-                             tokens * 2 * (widest + attended) +
-                             workspace_rows(rows) * 4 * spec.vocab);
+  // Rotary tables that are extended, beside those before.
+  const int64_t rope = most.context > kRopeRowsAtLoad ? 8 * most.context * spec.rotary_dim : 0;
+  return static_cast<size_t>(workspace_rows(most.tokens) * 4 * floats +
+                             workspace_rows(most.rows) * 4 * spec.vocab + rope) +
+         device.workspace_bytes(most);
 }
 
 std::shared_ptr<Model> Model::load(const std::string& path, std::shared_ptr<Device> device,

@@ -30,6 +30,8 @@ class Emulator:
         self._calls.restype = ctypes.c_uint64
         self._pending = library.simt_pending
         self._pending.restype = ctypes.c_size_t
+        self._peak = library.simt_device_peak
+        self._peak.restype = ctypes.c_size_t
         self._held = [library.simt_device_bytes, library.simt_pinned_bytes, library.simt_handles]
         for function in self._held:
             function.restype = ctypes.c_size_t
@@ -45,6 +47,10 @@ class Emulator:
     def pending(self) -> int:
         """Pieces of work that were started and that nothing has needed so far."""
         return int(self._pending())
+
+    def peak(self) -> int:
+        """Most bytes on the device at any time since `fail`."""
+        return int(self._peak())
 
     def held(self) -> Held:
         return Held(*(int(function()) for function in self._held))

@@ -16,6 +16,7 @@
 
 #include "slicellm/ops.h"
 #include "test/ops/sampling.h"
+#include "test/ops/upload.h"
 
 namespace slicellm {
 namespace {
@@ -311,4 +312,5 @@ PYBIND11_MODULE(_ops, m) {
            py::arg("bidirectional_prompt") = false,
            "rope_append_attend; sequences: (past, count, prompt_len, blocks) each.");
   bind_sampling(m);
+  bind_upload(m);
 }

@@ -52,9 +52,10 @@ std::vector<int32_t> draw_on_gpu(const Array& logits, const std::vector<Draw>& d
   }
   const size_t bytes = sizeof(float) * static_cast<size_t>(logits.size());
   const Stream stream;
-  const DeviceBuffer device_logits(bytes, "logits");
+  const DeviceMemory memory;
+  const DeviceBuffer device_logits(memory, bytes, "logits");
   stream.copy(device_logits.get(), logits.data(), bytes, cudaMemcpyHostToDevice);
-  DeviceSampler sampler(stream);
+  DeviceSampler sampler(stream, memory);
   PinnedBuffer tokens;
   sampler.prepare(device_logits.get<float>(), vocab, rows);
   sampler.draw(stream);

@@ -22,7 +22,7 @@ if ops.cuda != "simt":
 
 LONG = 300  # tokens of a prompt
 LATENCY = _core.LatencyModel.from_decode_table([1.0])
-ALLOCATING = {"cudaMalloc", "cudaMallocHost"}
+ALLOCATING = {"cudaMalloc", "cudaMallocHost", "cudaMallocManaged"}
 FREEING = {
     "cudaEventDestroy",
     "cudaFree",
@@ -50,10 +50,13 @@ FUNCTIONS = [
     "cudaStreamBeginCapture",
     "cudaStreamCreateWithFlags",
     "cudaStreamEndCapture",
+    "cudaStreamAttachMemAsync",
     "cudaStreamSynchronize",
     "cudaStreamWaitEvent",
     "launch",
 ]
+# Of GPUs that share the host's memory.
+INTEGRATED = {"cudaMallocManaged", "cudaStreamAttachMemAsync"}
 # What a call is named in an error where it is part of something with a name of its own.
 NAMES = {
     "cudaGetDeviceCount": "device",
@@ -68,8 +71,9 @@ def emulator() -> Emulator:
 
 
 @pytest.fixture(autouse=True)
-def _small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_gpu(monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     monkeypatch.setenv("SLICELLM_SIMT_MEMORY", str(8 << 20))
+    monkeypatch.setenv("SLICELLM_SIMT_INTEGRATED", "1" if function in INTEGRATED else "0")
 
 
 @pytest.fixture(scope="module")

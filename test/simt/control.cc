@@ -33,6 +33,7 @@ SIMT_EXPORT void simt_fail(const char* function, uint64_t nth) {
   c.calls.clear();
   c.function = function;
   c.nth = nth;
+  simt::forget_memory_peak();
 }
 
 SIMT_EXPORT uint64_t simt_calls(const char* function) {
@@ -41,6 +42,7 @@ SIMT_EXPORT uint64_t simt_calls(const char* function) {
   return c.calls[function];
 }
 
+SIMT_EXPORT size_t simt_device_peak() { return simt::device_memory_peak(); }
 SIMT_EXPORT size_t simt_device_bytes() { return simt::device_memory_used(); }
 SIMT_EXPORT size_t simt_pinned_bytes() { return simt::pinned_memory_used(); }
 SIMT_EXPORT size_t simt_handles() { return control().handles; }

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -20,7 +21,7 @@ struct Allocation {
 struct Registry {
   std::mutex mutex;
   std::map<std::byte*, Allocation> allocations;  // by begin
-  size_t used = 0;
+  size_t used = 0, peak = 0;
   std::map<std::byte*, size_t> pinned;  // bytes, by begin
   size_t pinned_used = 0;
 };
@@ -53,6 +54,7 @@ void* allocate_device(size_t bytes) {
   std::byte* begin = bytes_of(mapping) + room - padded;
   r.allocations[begin] = {bytes, bytes_of(mapping), room + page};
   r.used += bytes;
+  r.peak = std::max(r.peak, r.used);
   return begin;
 }
 
@@ -124,10 +126,27 @@ size_t device_memory_limit() {
   return text ? std::strtoull(text, nullptr, 10) : size_t{1} << 30;
 }
 
+bool device_is_integrated() {
+  const char* text = std::getenv("SLICELLM_SIMT_INTEGRATED");
+  return text && std::strcmp(text, "1") == 0;
+}
+
 size_t device_memory_used() {
   Registry& r = registry();
   const std::lock_guard lock(r.mutex);
   return r.used;
+}
+
+size_t device_memory_peak() {
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  return r.peak;
+}
+
+void forget_memory_peak() {
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  r.peak = r.used;
 }
 
 size_t pinned_memory_used() {

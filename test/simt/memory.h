@@ -25,7 +25,11 @@ std::string describe_device_address(const void* address);
 
 // Bytes; the environment variable SLICELLM_SIMT_MEMORY sets the limit (1 GiB), read at every call.
 size_t device_memory_limit();
+// SLICELLM_SIMT_INTEGRATED=1: the GPU shares the host's memory.
+bool device_is_integrated();
 size_t device_memory_used();
+size_t device_memory_peak();  // the most that was used since forget_memory_peak
+void forget_memory_peak();
 size_t pinned_memory_used();
 
 }  // namespace simt

@@ -248,6 +248,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   p->minor = 0;
   p->multiProcessorCount = 4;
   p->l2CacheSize = 4 << 20;
+  p->integrated = simt::device_is_integrated();
   return result(cudaSuccess);
 }
 
@@ -280,6 +281,22 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   if (bytes == 0) return result(cudaSuccess);
   *pointer = simt::allocate_device(bytes);
   return result(*pointer ? cudaSuccess : cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaMallocManaged(void** pointer, size_t bytes, unsigned flags) {
+  *pointer = nullptr;
+  SIMT_MAY_FAIL(cudaErrorMemoryAllocation);
+  if (bytes == 0 || (flags != cudaMemAttachGlobal && flags != cudaMemAttachHost)) {
+    return result(cudaErrorInvalidValue);
+  }
+  *pointer = simt::allocate_device(bytes);
+  return result(*pointer ? cudaSuccess : cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaStreamAttachMemAsync(cudaStream_t, void* pointer, size_t bytes, unsigned flags) {
+  SIMT_MAY_FAIL(cudaErrorUnknown);
+  const bool whole = bytes == 0 && simt::is_device(pointer, 1);
+  return result(whole && flags == cudaMemAttachGlobal ? cudaSuccess : cudaErrorInvalidValue);
 }
 
 cudaError_t cudaFree(void* pointer) {

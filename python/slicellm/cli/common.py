@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from ..errors import Error, InvalidArgument, make_error, show
 from ..model import Model
+from ..sizes import parse_size
 
 # Exit codes: 0 done, 1 failed for reasons outside the input, 2 wrong input, 130 Ctrl-C.
 WRONG_INPUT = 2
@@ -87,18 +88,17 @@ def real(low: float, high: float) -> Callable[[str], float]:
 
 
 def parse_bytes(text: str) -> int:
-    """A size as fastllm writes it, in decimal units; "auto" is 0.
+    """An argparse type: a size (see `parse_size`); "auto" is 0.
 
-    >>> parse_bytes("5G"), parse_bytes("1.5M"), parse_bytes("168K"), parse_bytes("auto")
-    (5000000000, 1500000, 168000, 0)
+    >>> parse_bytes("5G"), parse_bytes("2GiB"), parse_bytes("auto")
+    (5000000000, 2147483648, 0)
     """
     if text.lower() == "auto":
         return 0
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([KMGT]?)B?", text.upper())
-    size = float(match.group(1)) * 1000 ** " KMGT".index(match.group(2) or " ") if match else 0.0
-    if not 1 <= size < 1 << 60:
-        raise argparse.ArgumentTypeError(f"got {show(text)}, expected a size such as 5G or 100M")
-    return int(size)
+    try:
+        return parse_size(text, "size")
+    except InvalidArgument as error:
+        raise argparse.ArgumentTypeError(f"got {error.value}, expected {error.expected}") from None
 
 
 def switch(text: str) -> bool:
@@ -170,6 +170,21 @@ def add_model_flags(parser: argparse._ActionsContainer, kv_cache: bool = True) -
             help="keys and values (default auto: float16; float32 on a CPU only)",
         )
     parser.add_argument(
+        "--gpu_mem_ratio",
+        "--gpu-mem-ratio",
+        type=real(0.01, 1),
+        metavar="X",
+        help="share of a GPU's memory that may be in use, keys and values included (default 0.9)",
+    )
+    parser.add_argument(
+        "--vram_limit",
+        "--vram-limit",
+        type=parse_bytes,
+        default=0,
+        metavar="SIZE",
+        help="most memory of a GPU that is held at any time: 6G, 6GiB (default: what there is)",
+    )
+    parser.add_argument(
         "--pack-cache",
         action="store_true",
         help="keep packed weights in a file beside the model, for a quick next start (CPU)",
@@ -210,6 +225,8 @@ def load_model(args: argparse.Namespace, chat_template: str | None = None) -> Mo
             activation=args.atype,
             kv_cache_dtype=getattr(args, "kv_cache_dtype", "auto"),
             pack_cache=args.pack_cache,
+            gpu_mem_ratio=args.gpu_mem_ratio,
+            vram_limit=args.vram_limit or None,
             tokenizer=args.tokenizer,
             chat_template=chat_template,
             progress=progress,

@@ -34,7 +34,6 @@ def _no_effect(names: str, reason: str, default: str = "", is_switch: bool = Fal
 _NO_MOE = "mixture-of-experts models are not supported yet"
 _WHOLE_LAYERS = "--device cuda:0=16,cuda:1=16 gives each GPU whole layers"
 _ALL_ON_GPU = "with --device cuda the whole model is on the GPU"
-_KV_LIMIT = "--kv_cache_limit says how much memory keys and values take"
 _NO_SPECULATION = "the only speculation is Engine(prompt_lookup=K), without a draft model"
 _CACHED = "what prompts have in common is computed once in any case"
 
@@ -42,7 +41,6 @@ MODEL_FLAGS = (
     _no_effect("-l --low", "weights are memory-mapped and packed once in any case", "", True),
     _no_effect("--cuda_embedding", _ALL_ON_GPU, "", True),
     _no_effect("--cuda_shared_expert --cuda_se", _ALL_ON_GPU, "true"),
-    _no_effect("--gpu_mem_ratio", _KV_LIMIT, "0.9"),
     _no_effect("--cuda_slab", _ALL_ON_GPU, "0"),
     _no_effect("--enable_amx --amx", "kernels are chosen by the CPU's features", "false"),
     _no_effect("--page_size", "KV blocks hold 16 tokens", "-1"),

@@ -73,6 +73,11 @@ using cudaStream_t = struct simtStream*;
 cudaError_t cudaMalloc(void** pointer, size_t bytes);
 cudaError_t cudaFree(void* pointer);
 cudaError_t cudaMallocHost(void** pointer, size_t bytes);
+constexpr unsigned cudaMemAttachGlobal = 1, cudaMemAttachHost = 2;
+cudaError_t cudaMallocManaged(void** pointer, size_t bytes, unsigned flags = cudaMemAttachGlobal);
+// Of whole allocations, for all streams.
+cudaError_t cudaStreamAttachMemAsync(cudaStream_t stream, void* pointer, size_t bytes,
+                                     unsigned flags);
 cudaError_t cudaFreeHost(void* pointer);
 template <class T>
 cudaError_t cudaMalloc(T** pointer, size_t bytes) {
