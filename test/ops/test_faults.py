@@ -72,7 +72,7 @@ def emulator() -> Emulator:
 
 @pytest.fixture(autouse=True)
 def _small_gpu(monkeypatch: pytest.MonkeyPatch, function: str) -> None:
-    monkeypatch.setenv("SLICELLM_SIMT_MEMORY", str(8 << 20))
+    monkeypatch.setenv("SLICELLM_SIMT_MEMORY", str(20 << 20))
     monkeypatch.setenv("SLICELLM_SIMT_INTEGRATED", "1" if function in INTEGRATED else "0")
 
 
