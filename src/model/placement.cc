@@ -13,11 +13,9 @@
 namespace slicellm {
 namespace {
 
-// What "auto" leaves room for beside weights: K and V of this many tokens, a step of this size, and
-// a tenth of the memory for all that is not counted here.
+// What "auto" leaves room for beside weights: K and V of this many tokens and a step of this size.
 constexpr int32_t kRoomForTokens = 8192;
 constexpr int32_t kStepTokens = 2048, kStepRows = 64;
-constexpr double kUsable = 0.9;
 
 struct Share {
   std::string device;
@@ -86,7 +84,7 @@ int32_t fitting_layers(const ModelFile& file, const ModelLayout& model, const Mo
       .layers = 1, .kv_heads = spec.kv_heads, .head_dim = spec.head_dim, .dtype = options.kv_dtype};
   const auto blocks = static_cast<size_t>(
       (std::min(spec.max_positions, kRoomForTokens) + kv.block_tokens - 1) / kv.block_tokens);
-  const double usable = kUsable * static_cast<double>(gpu.free_memory());
+  const size_t free = gpu.free_memory();
   StepBounds most;
   most.tokens = kStepTokens;
   most.sequences = most.rows = kStepRows;
@@ -100,7 +98,7 @@ int32_t fitting_layers(const ModelFile& file, const ModelLayout& model, const Mo
       used += device_bytes(file, *source, options);
     }
     if (layers + 1 == spec.layers) used += device_bytes(file, model.embedding);
-    if (static_cast<double>(used) > usable) break;
+    if (used > free) break;
   }
   return layers;
 }

@@ -151,7 +151,7 @@ def test_auto(gpu_memory: Callable[[int], None], tmp_path: Path) -> None:
     path = str(tiny.write_directory(tmp_path / "wide", WIDE, tiny.weights(WIDE)))
     layer = 2 * (4 * 256**2 + 3 * 256 * 512 + 2 * 64 * 256)
     least, most = 8 << 20, 64 << 20  # bytes of a GPU that gets no layer, and of one with them all
-    share = 0.9 * 0.9  # gpu_mem_ratio, and what "auto" fills of it
+    share = 0.9  # gpu_mem_ratio
 
     def load(memory: int) -> _core.Model:
         gc.collect()
