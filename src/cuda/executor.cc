@@ -23,7 +23,10 @@ class CudaExecutor final : public Executor {
         vocab_(model_->spec().vocab),
         kv_(make_kv(device_, layout_, device_blocks)),
         swapper_(*kv_, device_.stream(), host_blocks),
-        sampler_(device_.stream(), device_.memory_account()) {}
+        sampler_(device_.stream(), device_.memory_account()) {
+    // What others left on this thread, freeing among them, is no error of the steps to come.
+    cudaGetLastError();
+  }
   ~CudaExecutor() override {
     // The device may still be at work on what is freed next.
     if (in_flight_ > 0) cudaStreamSynchronize(device_.stream());
