@@ -141,7 +141,7 @@ AttentionPlan::AttentionPlan(const Batch& batch, const AttentionShape& shape, in
     items.resize(std::bit_ceil(items.size()));
     tables.resize(std::bit_ceil(tables.size()));
     partial_rows_ = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(partial_rows_)));
-    cut_tiles_ = static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(cut_tiles_)));
+    cut_tiles_ = static_cast<int32_t>(tiles.size());  // at most
   }
   items_ = static_cast<int64_t>(items.size());
   first_item_ = static_cast<int64_t>(places.size()) * kPlaceInts;

@@ -1,10 +1,11 @@
 #pragma once
 
 // The part of CUDA's runtime that slicellm uses, played by the host: one device of sm_80's
-// abilities and the least shared memory of those supported. Work is done when the host waits for it,
-// that of several streams in any order that they are not kept from (queue.h). Errors are kept per OS thread: a kernel's fault is returned by the next call that can
-// return one, after the kernel has run (on hardware it would stay for good), and its
-// cudaGetErrorString is the emulator's report.
+// abilities and the least shared memory of those supported. Work is done when the host waits for
+// it, that of several streams in any order that they are not kept from (queue.h). Errors are kept
+// per OS thread: a kernel's fault is returned by the next call that can return one, after the
+// kernel has run (on hardware it would stay for good), and its cudaGetErrorString is the emulator's
+// report.
 #include <cstddef>
 
 #include "simt/device_functions.h"
