@@ -140,7 +140,9 @@ AttentionPlan::AttentionPlan(const Batch& batch, const AttentionShape& shape, in
   if (is_decode_step(batch)) {
     items.resize(std::bit_ceil(items.size()));
     tables.resize(std::bit_ceil(tables.size()));
-    partial_rows_ = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(partial_rows_)));
+    partial_rows_ =
+        std::min(static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(partial_rows_))),
+                 std::max<int64_t>(1, most_partial_rows));
     cut_tiles_ = static_cast<int32_t>(tiles.size());  // at most
   }
   items_ = static_cast<int64_t>(items.size());
@@ -174,14 +176,15 @@ size_t AttentionPlan::counter_bytes() const {
 
 // A wide tile (64 rows) is cut where it has more splits than `share`: then all tiles together have
 // fewer than kBlocksPerMultiprocessor * multiprocessors times the longest's. A narrow one (16 rows)
-// is cut from a quarter of that on. Both ways the rows of the parts are at most:
+// is cut from a quarter of that on. Both ways the rows of the parts are at most `rows`, and twice
+// that rounded up.
 size_t AttentionPlan::most_bytes(const StepBounds& most, int multiprocessors) {
   const int64_t splits = most.context / kSplitTokens + 1;
   const int64_t rows =
       std::min(kWideRows * kBlocksPerMultiprocessor * multiprocessors, most.tokens * most.heads) *
       splits;
   const size_t partials =
-      std::min(static_cast<size_t>(rows) * partial_row_bytes(most.head_dim), kMostPartialBytes);
+      std::min(2 * static_cast<size_t>(rows) * partial_row_bytes(most.head_dim), kMostPartialBytes);
   return sizeof(__half) * static_cast<size_t>(most.tokens * most.heads * most.head_dim) + partials +
          sizeof(int32_t) * static_cast<size_t>(rows);
 }
@@ -191,7 +194,7 @@ size_t AttentionPlan::most_image_bytes(const StepBounds& most, int multiprocesso
   const int64_t tiles = most.sequences + most.tokens * group / kWideRows;
   const int64_t pieces = 8 * kBlocksPerMultiprocessor * multiprocessors;  // of those that are cut
   const int64_t ints = most.tokens * kPlaceInts + (2 * tiles + pieces) * kItemInts +
-                       most.sequences * (most.context / kKvBlockTokens + 1);
+                       2 * most.sequences * (most.context / kKvBlockTokens + 1);
   return static_cast<size_t>(most.attention_shapes * ints * kInts);
 }
 

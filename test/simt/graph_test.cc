@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "cuda/kernel.h"
+#include "cuda/memory.h"
 #include "cuda/step_graphs.h"
 #include "simt/control.h"
 
@@ -18,7 +19,7 @@ constexpr auto kMode = cudaStreamCaptureModeThreadLocal;
 __global__ void add(int* values, int amount) { values[threadIdx.x] += amount; }
 
 struct Counter {
-  Counter() : memory(4 * sizeof(int), "counter") {
+  Counter() : memory(account, 4 * sizeof(int), "counter") {
     cudaMemsetAsync(memory.get(), 0, memory.bytes(), stream);
   }
   int* data() const { return memory.get<int>(); }
@@ -29,6 +30,7 @@ struct Counter {
     return values[3];
   }
   Stream stream;
+  DeviceMemory account;
   DeviceBuffer memory;
 };
 
@@ -61,7 +63,7 @@ void test_a_graph_runs_when_it_is_launched() {
 void test_what_spoils_a_capture() {
   const Counter c;
   const Stream recorded;
-  const DeviceBuffer other(16, "other");
+  const DeviceBuffer other(c.account, 16, "other");
   void* memory = nullptr;
   cudaEvent_t event = nullptr;
   cudaEventCreate(&event);
