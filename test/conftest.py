@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs each test that takes a `device_name`, itself or by a fixture, on the CPU and with
-    --device cuda there too, but for those marked cpu_only; `-k cuda` then leaves out the CPU."""
+    --device cuda there too, but for those marked cpu_only; `-k "[cuda"` then leaves out the CPU."""
     if "device_name" in metafunc.fixturenames:
         names = ["cpu"]
         one = metafunc.definition.get_closest_marker("cpu_only")
