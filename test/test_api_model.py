@@ -72,7 +72,10 @@ def test_model_without_tokenizer(fixtures: Path) -> None:
         ({"dtype": 4}, "dtype: got 4, expected"),
         ({"device": "cuda:99"}, 'device: got "cuda:99", expected'),
         ({"device": "cuda0"}, 'device: got "cuda0", expected cpu, numa, cuda or cuda:<number>'),
-        ({"vram_limit": "6GiB"}, "vram_limit: got 6442450944 bytes, expected none with device .cpu"),
+        (
+            {"vram_limit": "6GiB"},
+            "vram_limit: got 6442450944 bytes, expected none with device .cpu",
+        ),
         ({"gpu_mem_ratio": 0.9}, "gpu_mem_ratio: got 0.9.*, expected none with device .cpu"),
         ({"threads": 0}, "threads: got 0, expected 1 to 1024"),
         ({"threads": True}, "threads: got True"),
