@@ -1,5 +1,7 @@
 #include "simt/control.h"
 
+#include <cuda_runtime.h>
+
 #include <atomic>
 #include <map>
 #include <mutex>
@@ -28,6 +30,7 @@ Control& control() {
 #define SIMT_EXPORT extern "C" __attribute__((visibility("default")))
 
 SIMT_EXPORT void simt_fail(const char* function, uint64_t nth) {
+  cudaGetLastError();
   Control& c = control();
   const std::lock_guard lock(c.mutex);
   c.calls.clear();

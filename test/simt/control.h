@@ -6,8 +6,9 @@
 // What a test can do to the emulated runtime, and ask of it. Exported from every module that holds
 // the emulator, for ctypes (test/ops/emulator.py). Thread-safe.
 extern "C" {
-// Forgets all counts and the peak; the `nth` call of `function` from here on fails (0: none does). A launch of
-// a kernel is called "launch".
+// Forgets all counts, the peak and the calling thread's last error (of a free that nobody asked
+// about); the `nth` call of `function` from here on fails (0: none does). A launch of a kernel is
+// called "launch".
 void simt_fail(const char* function, uint64_t nth);
 // Calls of `function` since simt_fail.
 uint64_t simt_calls(const char* function);
