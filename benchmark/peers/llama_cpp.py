@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -35,6 +33,7 @@ from typing import Any
 import numpy as np
 from parts import models, table
 from parts.pipe import Worker
+from parts.provenance import commit, machine
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = Path(__file__).resolve().parent / "parts"
@@ -195,24 +194,6 @@ def limits_and_shares(
         "least_ms": {name: value * 1e3 for name, value in least.items()},
         "share": {name: value / seconds for name, value in least.items()},
     }
-
-
-def machine() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores, {platform.machine()}"
-    return platform.machine()
-
-
-def commit() -> str:
-    """The commit of the sources, "-dirty" where they differ from it; results do not count."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run(
-        [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    sources = [".", ":!benchmark/results"]
-    clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *sources], check=False)
-    return head if clean.returncode == 0 else f"{head}-dirty"
 
 
 def parse_arguments() -> argparse.Namespace:

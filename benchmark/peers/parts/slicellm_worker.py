@@ -1,6 +1,6 @@
 """slicellm through its engine, so that sampling and the loop are part of a step.
 
-Usage: slicellm_worker.py MODEL DTYPE THREADS ISA
+Usage: slicellm_worker.py MODEL DTYPE THREADS ISA [DEVICE]
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ class Slicellm:
     """Policy orca, greedy sampling; a step's time is the gap between two tokens. Prompts come from
     the prefix cache when they come again."""
 
-    def __init__(self, model: str, dtype: str, threads: str, isa: str) -> None:
+    def __init__(self, model: str, dtype: str, threads: str, isa: str, device: str = "cpu") -> None:
         from slicellm import _core
 
         self.core = _core
         self.model = _core.Model.load(
-            model, dtype=dtype, threads=int(threads), kv_cache_dtype="float16", isa=isa
+            model,
+            dtype=dtype,
+            device=device,
+            threads=int(threads),
+            kv_cache_dtype="float16",
+            isa=isa,
         )
         belief = _core.LatencyModel.from_decode_table([10.0] * 64)  # orca does not ask it
         self.engine = _core.Engine(
