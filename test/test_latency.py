@@ -186,6 +186,20 @@ def test_a_drift_is_followed() -> None:
     assert stored.decode_step_ms(4, 100) == pytest.approx(truth(4, 4, 400, 0, 0), rel=0.03)
 
 
+def test_a_fit_takes_the_level_over() -> None:
+    """A machine that becomes 8 % slower, without noise: what a fit learns is not added to what the
+    level has learned."""
+    model = LatencyModel.fit(grid())
+    rng = np.random.default_rng(4)
+    errors = []
+    for i in range(500):
+        b, context = int(rng.integers(1, 17)), float(rng.integers(0, 1000))
+        true_ms = (1.08 if i >= 24 else 1) * truth(b, b, b * context, 0, 0)
+        errors.append(abs(model.predict_ms(b, b, b * context)[0] / true_ms - 1))
+        model.observe(true_ms, b, b, b * context)
+    assert max(errors[60:]) < 0.02
+
+
 def test_nonsense_observations_are_ignored() -> None:
     model = LatencyModel.fit(grid())
     before = model.to_json()

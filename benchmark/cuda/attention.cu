@@ -233,7 +233,8 @@ class Case {
 
   DeviceBuffer upload(const void* data, size_t bytes) const {
     DeviceBuffer buffer(meter_.memory(), bytes, "benchmark input");
-    SLICELLM_CUDA_CHECK(cudaMemcpy(buffer.get(), data, bytes, cudaMemcpyHostToDevice));
+    meter_.stream().copy(buffer.get(), data, bytes, cudaMemcpyHostToDevice);
+    meter_.stream().synchronize();
     return buffer;
   }
 

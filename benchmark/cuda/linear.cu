@@ -186,8 +186,9 @@ class Case {
       }
     }
     device_input_ = DeviceBuffer(meter_.memory(), rows.size() * 2, "input");
-    SLICELLM_CUDA_CHECK(
-        cudaMemcpy(device_input_.get(), rows.data(), rows.size() * 2, cudaMemcpyHostToDevice));
+    meter_.stream().copy(device_input_.get(), rows.data(), rows.size() * 2,
+                         cudaMemcpyHostToDevice);
+    meter_.stream().synchronize();
   }
 
   void run(int n, int copy) {

@@ -65,6 +65,13 @@ def run_cell(
     return {"cell": name, "tokens_per_s": medians, "ratio_to_torch": ratios, "rounds": rounds}
 
 
+def command(args: argparse.Namespace) -> str:
+    """The command without the places of one machine."""
+    names = ("shape", "dtypes", "device", "batches", "context", "steps", "prefill", "rounds")
+    flags = [f"--{name} {getattr(args, name)}" for name in names]
+    return " ".join(["python benchmark/peers/pytorch.py --models DIR", *flags])
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,7 +110,7 @@ def main() -> int:
         workers.append(Worker(dtype, [*command, "0", "", args.device], args.verbose))
     rng = np.random.default_rng(SEED)
     record: dict[str, Any] = {
-        "command": " ".join(["benchmark/peers/pytorch.py", "--shape", args.shape]),
+        "command": command(args),
         "commit": commit(),
         "machine": machine(),
         "engines": {worker.name: worker.ask("info") for worker in workers},
@@ -117,8 +124,9 @@ def main() -> int:
         )
         for worker in workers[1:]
     }
-    if record["logits_distance"].get("float16", 0) > 2e-2:
-        raise SystemExit("the engines do not compute the same model")
+    for dtype, distance in record["logits_distance"].items():
+        if not distance < (2e-2 if dtype == "float16" else 1.0):  # also where it is no number
+            raise SystemExit(f"{dtype}: the engines do not compute the same model")
     cells = [int(batch) for batch in args.batches.split(",")]
     record["cells"] = [run_cell(cell, workers, rng, args) for cell in cells]
     for worker in workers:

@@ -64,14 +64,15 @@ class Load:
         self, model: _core.Model, belief: str, seed: int, loop: str, blocks: int, rate: float
     ) -> None:
         self.model, self.belief, self.loop, self.rate = model, belief, loop, rate
-        self.rng = np.random.default_rng(seed)
+        self.rng = np.random.default_rng([seed, 0])  # of when
+        self.task_rng = np.random.default_rng([seed, 1])  # of what
         self.pools = {
             "kv_cache_bytes": blocks * model.kv_block_bytes,
             "host_kv_bytes": blocks // 2 * model.kv_block_bytes,
         }
 
     def task(self) -> _core.TaskSpec:
-        rng = self.rng
+        rng = self.task_rng
         deadline = float(rng.uniform(50, 5000)) if rng.random() < 0.3 else None
         return _core.TaskSpec(
             rng.integers(3, self.model.spec["vocab"], rng.integers(1, LONGEST_PROMPT)).tolist(),

@@ -129,7 +129,7 @@ struct EngineOptions {
 
 struct EngineStats {
   int64_t steps = 0, submitted = 0, finished = 0;
-  int64_t decode_steps = 0, graph_steps = 0;        // without prefill; StepResult::graph
+  int64_t decode_steps = 0, graph_steps = 0;        // of single tokens; StepResult::graph of them
   int64_t prefill_tokens = 0, reused_tokens = 0;    // computed; spared by the prefix cache
   int64_t drafted_tokens = 0, accepted_tokens = 0;  // guessed by prompt lookup; right ones of them
   int32_t live = 0, free_blocks = 0, total_blocks = 0, free_host_blocks = 0, total_host_blocks = 0;

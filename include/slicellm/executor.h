@@ -34,8 +34,9 @@ struct StepResult {
   // In batch order, for each sequence with `sample` and a task: its next token, and after each of
   // its drafts that turned out right the one that follows. An executor may leave drafts unchecked.
   std::vector<RowResult> rows;
-  double duration = 0;  // seconds the step took, with the KV copies that it waited for
-  bool graph = false;   // started as a whole, from an earlier step's record (GPUs)
+  double duration = 0;         // seconds the step took, with the KV copies that it waited for
+  bool graph = false;          // started as a whole, from an earlier step's record (GPUs)
+  bool copies_beside = false;  // the step did not wait for its KV copies
 };
 
 using Ticket = int64_t;

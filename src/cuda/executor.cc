@@ -59,6 +59,7 @@ class CudaExecutor final : public Executor {
       start(batch, step);
     }
     step.end.record(stream);
+    step.copies_beside = swapper_.are_beside();
     swapper_.start();
     ++in_flight_;
     return next_ticket_++;
@@ -73,6 +74,7 @@ class CudaExecutor final : public Executor {
     StepResult result;
     result.duration = step.end.seconds_since(step.start);
     result.graph = step.graph;
+    result.copies_beside = step.copies_beside;
     result.rows.reserve(step.rows.size());
     const auto vocab = static_cast<size_t>(vocab_);
     for (const Row& row : step.rows) {
@@ -101,9 +103,9 @@ class CudaExecutor final : public Executor {
   struct Step {
     Event start, end;
     std::vector<Row> rows;
-    PinnedBuffer tokens;  // int32 [rows drawn on the device]
-    PinnedBuffer logits;  // float [rows drawn on the host, vocab]
-    bool graph = false;   // see StepResult
+    PinnedBuffer tokens;                        // int32 [rows drawn on the device]
+    PinnedBuffer logits;                        // float [rows drawn on the host, vocab]
+    bool graph = false, copies_beside = false;  // see StepResult
   };
 
   static std::unique_ptr<CudaKvStorage> make_kv(CudaDevice& device, const KvLayout& layout,

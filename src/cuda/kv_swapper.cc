@@ -34,6 +34,7 @@ std::byte* KvSwapper::host_block(int32_t index) {
 }
 
 void KvSwapper::take(std::span<const KvCopy> copies, const Event& begin) {
+  copies_ = {};
   if (copies.empty()) return;
   for (const KvCopy& c : copies) check_copy(c, kv_.num_blocks(), host_blocks_);
   ++taken_;

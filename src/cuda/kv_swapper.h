@@ -38,6 +38,8 @@ class KvSwapper {
   // Second, makes the compute stream wait for the copies that `sequences` depend on, or for all.
   void wait_for(std::span<const BatchSequence> sequences);
   void wait_for_all() { wait_for(taken_); }
+  // Whether the step's copies were not waited for.
+  bool are_beside() const { return !copies_.empty(); }
   // Third, when all of the step is on the compute stream: starts the copies, unless the step had to
   // wait for them, so that its launches do not come behind theirs.
   void start();

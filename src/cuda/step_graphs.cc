@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "slicellm/error.h"
+
 namespace slicellm::cuda {
 
 bool StepGraphs::run(const Stream& stream, Signature signature, const Launches& launches) {
@@ -15,8 +17,18 @@ bool StepGraphs::run(const Stream& stream, Signature signature, const Launches& 
   }
   steps_.splice(steps_.begin(), steps_, known);
   const bool recorded = !known->graph.empty();
-  if (!recorded) known->graph = Graph(capture_, [&] { launches(capture_); });
-  known->graph.launch(stream);
+  if (!recorded && !known->failed) {
+    try {
+      known->graph = Graph(capture_, [&] { launches(capture_); });
+    } catch (const Error&) {  // memory, perhaps: a record is a matter of speed alone
+      known->failed = true;
+    }
+  }
+  if (known->failed) {
+    launches(stream);
+  } else {
+    known->graph.launch(stream);
+  }
   return recorded;
 }
 

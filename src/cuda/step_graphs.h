@@ -22,16 +22,16 @@ class StepGraphs {
   static constexpr size_t kMost = 64;
 
   // Does on `stream` what `launches` launches on the stream that it is given. Returns whether a
-  // record was started that an earlier step has made. Throws what `launches` throws.
+  // record was started that an earlier step has made. A step that cannot be recorded is launched
+  // like the first. Throws what `launches` throws.
   using Launches = std::function<void(const Stream& on)>;
   bool run(const Stream& stream, Signature signature, const Launches& launches);
-
-  size_t size() const { return steps_.size(); }
 
  private:
   struct Step {
     Signature signature;
-    Graph graph;  // empty after the first time
+    Graph graph;          // empty after the first time
+    bool failed = false;  // to be recorded
   };
 
   Stream capture_;         // others start work on the stream proper meanwhile

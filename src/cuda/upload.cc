@@ -1,6 +1,7 @@
 #include "cuda/upload.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "format/parallel.h"
@@ -21,7 +22,8 @@ DeviceBuffer Uploader::linear(const LinearPacker& packer) {
   size_t tile_bytes = 0;
   for (const LinearPart& part : parts) tile_bytes += part.tile_bytes;
   const int64_t tiles = packer.layout().tiles;
-  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(piece_bytes_ / std::max<size_t>(1, tile_bytes)));
+  const int64_t most =
+      std::max<int64_t>(1, static_cast<int64_t>(piece_bytes_ / std::max<size_t>(1, tile_bytes)));
   for (int64_t begin = 0; begin < tiles; begin += most) {
     const int64_t end = std::min(begin + most, tiles);
     const auto count = static_cast<size_t>(end - begin);
@@ -71,7 +73,7 @@ std::byte* Uploader::next_piece(size_t bytes) {
   piece_ = (piece_ + 1) % pieces_.size();
   Piece& piece = pieces_[piece_];
   piece.copied.synchronize();
-  piece.memory.reserve(bytes, "staging");
+  if (bytes > piece.memory.bytes()) piece.memory = PinnedBuffer(std::bit_ceil(bytes), "staging");
   return piece.memory.get();
 }
 

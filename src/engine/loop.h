@@ -86,6 +86,7 @@ class Loop {
     double expected = 0;                                    // seconds, by the latency model
     double end = -std::numeric_limits<double>::infinity();  // predicted, then real
     bool runs = false;                                      // there is a batch, and its ticket
+    bool is_decode = false;                                 // nothing but single tokens
     bool predicted = false;                                 // the policy has been told what it did
     bool can_chain = true;                                  // all its sampled rows
     Ticket ticket = 0;

@@ -54,9 +54,11 @@ void Loop::settle() {
   for (const Leaving& task : step.leaving) --table_.state(task.slot).steps;
   settle_rows(step, result);
   if (step.runs) {
-    latency_->observe(step.outcome.features, result.duration);
+    StepFeatures timed = step.outcome.features;
+    if (result.copies_beside) timed.swap_bytes = 0;
+    latency_->observe(timed, result.duration);
     ++stats_.steps;
-    stats_.decode_steps += step.outcome.features.prefill_tokens == 0;
+    stats_.decode_steps += step.is_decode;
     stats_.graph_steps += result.graph;
     stats_.busy_seconds += result.duration;
   }

@@ -15,6 +15,7 @@ void Loop::submit(StepPlan plan, double now) {
   step.outcome.features = features_of(step.plan, make_view(now));
   Batch batch = lower(step);
   step.runs = !batch.sequences.empty() || !batch.copies.empty();
+  step.is_decode = !batch.sequences.empty() && is_decode_step(batch);
   step.expected = latency_->predict(step.outcome.features).median;
   if (step.runs) {
     const auto start = Watch::now();

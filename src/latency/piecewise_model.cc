@@ -16,6 +16,9 @@ constexpr double kDecay = 0.88;       // of earlier observations at each solve: 
 constexpr double kLevelWeight = 0.125;  // of the newest step in the level
 constexpr double kLevelPull = 0.1;  // most that a step counts as off the level: strays pull less
 
+// 0 where one of them tells nothing.
+double log_ratio(double a, double b) { return a > 0 && b > 0 ? std::log(a / b) : 0; }
+
 // Adds weight * x * x' and weight * x * y.
 void accumulate(NnlsMatrix& a, NnlsVector& b, const NnlsVector& x, double y, double weight) {
   for (size_t i = 0; i < kNnlsSize; ++i) {
@@ -117,6 +120,11 @@ Prediction PiecewiseModel::predict(const StepFeatures& step) const {
   return {.median = seconds, .quantile = seconds * residuals_.ratio()};
 }
 
+void PiecewiseModel::set_level(double log_level) {
+  log_level_ = log_level;
+  level_ = std::exp(log_level);
+}
+
 // Relative to the larger of the two times, so that a stray slow step has a bounded pull.
 void PiecewiseModel::see(const LatencySample& observed, double predicted) {
   const double size = std::max(observed.seconds, predicted);
@@ -141,9 +149,10 @@ void PiecewiseModel::start_anew() {
   for (const LatencySample& s : shift_.steps()) see(s, s.seconds);
   observed_ = unsolved_ = 0;
   residuals_ = ResidualQuantile(residuals_.ratio());
-  log_level_ = 0;
-  level_ = 1;
   solve();
+  log_level = 0;  // what the anchor has kept from the fit
+  for (const LatencySample& s : shift_.steps()) log_level += log_ratio(s.seconds, fitted(s.step));
+  set_level(log_level / LevelShift::kSteps);
 }
 
 void PiecewiseModel::observe(const StepFeatures& step, double seconds) {
@@ -153,8 +162,7 @@ void PiecewiseModel::observe(const StepFeatures& step, double seconds) {
     residuals_.add(seconds / (level_ * predicted));
     if (shift_.add({step, seconds}, predicted)) return start_anew();
     const double off = std::log(seconds / predicted) - log_level_;
-    log_level_ += kLevelWeight * std::clamp(off, -kLevelPull, kLevelPull);
-    level_ = std::exp(log_level_);
+    set_level(log_level_ + kLevelWeight * std::clamp(off, -kLevelPull, kLevelPull));
   }
   see({step, seconds}, predicted);
   ++observed_;
@@ -162,6 +170,8 @@ void PiecewiseModel::observe(const StepFeatures& step, double seconds) {
   // The first corrections come early: the machine may not be as it was when it was calibrated.
   if (unsolved_ < kSolveEvery && observed_ != 8 && observed_ != 24) return;
   solve();
+  // What the coefficients have taken over is no longer the level's.
+  set_level(log_level_ + log_ratio(predicted, fitted(step)));
   if (unsolved_ < kSolveEvery) return;
   unsolved_ = 0;
   for (size_t i = 0; i < kNnlsSize; ++i) {

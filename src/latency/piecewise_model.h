@@ -16,7 +16,7 @@ namespace slicellm {
 void check_latency_samples(std::span<const LatencySample> samples);
 
 // The fitted latency model: see fit_latency_model in latency_model.h. When the machine changes (a
-// clock, a power state), so that 16 steps in a row take 1.1 times longer or shorter than predicted,
+// clock, a power state), so that 16 steps in a row take 1.1 times longer or shorter than fitted,
 // what was seen before is forgotten. Between two fits a level follows how much longer or shorter
 // the last steps took: clocks and memory that others use drift within a few steps. It is not stored
 // with the model. Its coefficients are
@@ -53,6 +53,7 @@ class PiecewiseModel final : public LatencyModel {
   void solve();
   void see(const LatencySample& observed, double predicted);
   void start_anew();
+  void set_level(double log_level);
 
   std::vector<LatencySample> samples_;
   std::string provenance_;

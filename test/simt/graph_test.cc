@@ -164,6 +164,24 @@ void test_a_capture_that_fails() {
   CHECK(simt_handles() == handles);
 }
 
+void test_a_step_that_cannot_be_recorded() {
+  const size_t handles = simt_handles();
+  {
+    const Counter c;
+    StepGraphs graphs;
+    const auto step = [&](uint64_t signature) {
+      return graphs.run(c.stream, {signature},
+                        [&](const Stream& on) { SLICELLM_LAUNCH(add, 1, 4, 0, on, c.data(), 1); });
+    };
+    CHECK(!step(1));
+    simt_fail("cudaGraphInstantiate", 1);
+    CHECK(!step(1) && c.value() == 2);  // launched like the first
+    CHECK(!step(1) && c.value() == 3);  // and not tried again
+    CHECK(!step(2) && !step(2) && step(2) && c.value() == 6);
+  }
+  CHECK(simt_handles() == handles);
+}
+
 }  // namespace
 
 int main() {
@@ -172,5 +190,6 @@ int main() {
   test_a_step_is_recorded_when_it_comes_again();
   test_records_are_bounded();
   test_a_capture_that_fails();
+  test_a_step_that_cannot_be_recorded();
   return check_result();
 }

@@ -286,6 +286,7 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
 cudaError_t cudaMallocManaged(void** pointer, size_t bytes, unsigned flags) {
   *pointer = nullptr;
   SIMT_MAY_FAIL(cudaErrorMemoryAllocation);
+  SIMT_NOT_IN_CAPTURE();
   if (bytes == 0 || (flags != cudaMemAttachGlobal && flags != cudaMemAttachHost)) {
     return result(cudaErrorInvalidValue);
   }

@@ -1,4 +1,4 @@
-"""Where a result comes from."""
+"""Where a result comes from; for programs that run where slicellm need not be installed."""
 
 from __future__ import annotations
 
