@@ -186,8 +186,7 @@ class Case {
       }
     }
     device_input_ = DeviceBuffer(meter_.memory(), rows.size() * 2, "input");
-    meter_.stream().copy(device_input_.get(), rows.data(), rows.size() * 2,
-                         cudaMemcpyHostToDevice);
+    meter_.stream().copy(device_input_.get(), rows.data(), rows.size() * 2, cudaMemcpyHostToDevice);
     meter_.stream().synchronize();
   }
 
