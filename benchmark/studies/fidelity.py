@@ -169,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-p", "--path", help="the model")
     parser.add_argument("-t", "--threads", type=int)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default cpu)")
     parser.add_argument("--tasks", type=int, default=40, help="tasks a run (default 40)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=6.0, help="of a calibration (default 6)")
@@ -180,7 +181,7 @@ def main() -> None:
     if not args.report:
         if args.path is None:
             parser.error("-p MODEL is needed, except with --report")
-        model = Model(args.path, threads=args.threads)
+        model = Model(args.path, device=args.device, threads=args.threads)
         study.begin(
             args.results,
             {
