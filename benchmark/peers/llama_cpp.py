@@ -5,7 +5,8 @@ Same random weights, threads and KV type for all engines; each lives in a proces
 they run in turns (A B C A B C ...). A cell is one batch of decode steps, or a prefill, of one shape
 and weight type; its figures are medians over rounds of the median step, its ratios medians of the
 rounds' own ratios (slicellm's tokens/s over the other's). What the machine can do at most
-(benchmark/roofline) is measured before and after each cell, and slicellm's share of it recorded.
+(benchmark/roofline) is measured before slicellm's turn in each round, as a host's other guests
+change it within a cell; slicellm's shares of it are medians of the rounds' own as well.
 
     python benchmark/peers/llama_cpp.py --models DIR                         # everything
     python benchmark/peers/llama_cpp.py --models DIR --only qwen2.5-0.5b:int4g32 --seconds 200
@@ -124,9 +125,10 @@ class Grid:
         engines = [w for w in self.workers if takes_part(w.name, kind, tokens)]
         prompts = [self.prompt(self.args.context) for _ in range(tokens)]
         seconds: dict[str, list[float]] = {worker.name: [] for worker in engines}
-        before = self.roofline()
+        rooflines = []
         for i in range(self.args.rounds + 1):
             ids = self.prompt(tokens)
+            roofline = self.roofline()
             for worker in engines:
                 time.sleep(0.1)  # lets the other engine's threads go to sleep
                 if kind == "prefill":
@@ -135,7 +137,8 @@ class Grid:
                     step = statistics.median(worker.ask("decode", prompts, self.args.steps))
                 if i > 0:  # the first is to warm up
                     seconds[worker.name].append(step)
-        after = self.roofline()
+            if i > 0:
+                rooflines.append(roofline)
         ours = seconds["slicellm"]
         self.record["cells"][cell] = {
             "commit": commit(),
@@ -145,7 +148,7 @@ class Grid:
                 for n, s in seconds.items()
                 if n != "slicellm"
             },
-            **limits_and_shares(before, after, kind, tokens, statistics.median(ours)),
+            **limits_and_shares(rooflines, kind, tokens, ours),
             "seconds": seconds,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,24 +178,32 @@ def takes_part(engine: str, kind: str, tokens: int) -> bool:
 
 
 def limits_and_shares(
-    before: dict[str, Any], after: dict[str, Any], kind: str, tokens: int, seconds: float
+    rooflines: list[dict[str, Any]], kind: str, tokens: int, seconds: list[float]
 ) -> dict[str, Any]:
-    """Means of the limits around a cell, and what share of them a step of `seconds` reached."""
+    """The limits measured in each round, and what share of them its step reached; medians too."""
+    rounds = [roofline["limits"][0] for roofline in rooflines]
     limits = {
-        key: (before["limits"][0][key] + after["limits"][0][key]) / 2
+        key: statistics.median(found[key] for found in rounds)
         for key in ("read_gb_per_s", "int8_gop_per_s", "float_gop_per_s")
     }
-    work = next(s for s in before["steps"] if (s["step"], s["tokens"]) == (kind, tokens))
-    int8, floats = work["int8_operations"], work["float_operations"]
-    least = {
-        "memory": work["bytes"] / limits["read_gb_per_s"] * 1e-9,
-        "arithmetic": int8 / limits["int8_gop_per_s"] * 1e-9
-        + floats / limits["float_gop_per_s"] * 1e-9,
-    }
+    steps = rooflines[0]["steps"]
+    work = next(s for s in steps if (s["step"], s["tokens"]) == (kind, tokens))
+
+    def least(limits: dict[str, float]) -> dict[str, float]:
+        int8 = work["int8_operations"] / limits["int8_gop_per_s"]
+        floats = work["float_operations"] / limits["float_gop_per_s"]
+        memory = work["bytes"] / limits["read_gb_per_s"]
+        return {"memory": memory * 1e-9, "arithmetic": (int8 + floats) * 1e-9}
+
+    shares = [
+        {name: value / step for name, value in least(found).items()}
+        for found, step in zip(rounds, seconds)
+    ]
     return {
         "limits": limits,
-        "least_ms": {name: value * 1e3 for name, value in least.items()},
-        "share": {name: value / seconds for name, value in least.items()},
+        "least_ms": {name: value * 1e3 for name, value in least(limits).items()},
+        "share": {name: statistics.median(s[name] for s in shares) for name in shares[0]},
+        "share_of_rounds": shares,
     }
 
 

@@ -32,6 +32,7 @@ def cell_line(record: Record, cell: str) -> str:
     verdict = "" if goal is None or ours is None else "yes" if ours >= goal else "**no**"
     if (record["dtype"], cell) == ("float16", "decode 1") and share["memory"] >= NO_ROOM:
         verdict = "yes"
+    about = "" if "share_of_rounds" in found else "~"
     others = [f"{n} {rates[n]:.0f} ({r:.2f})" for n, r in ratios.items() if n != "llama.cpp"]
     fields = [
         cell,
@@ -41,8 +42,8 @@ def cell_line(record: Record, cell: str) -> str:
         f"{goal}" if goal else "",
         verdict,
         ", ".join(others),
-        f"{100 * share['memory']:.0f} %",
-        f"{100 * share['arithmetic']:.0f} %",
+        f"{about}{100 * share['memory']:.0f} %",
+        f"{about}{100 * share['arithmetic']:.0f} %",
     ]
     return "| " + " | ".join(fields) + " |"
 
@@ -80,7 +81,7 @@ def section(record: Record, isa: str) -> list[str]:
         title + (f", slicellm held to {isa}" if isa else ""),
         "",
         f"{engines['slicellm']['device']}; {', '.join(versions)}; commit {', '.join(commits)}; "
-        f"logits differ by {record['logits_distance']:.1e}. Measured around the cells: "
+        f"logits differ by {record['logits_distance']:.1e}. Limits measured with the cells: "
         f"{', '.join(spans)}.",
         "",
         "| cell | slicellm | llama.cpp | ratio | aim | met | others, tokens/s (ratio) "
@@ -117,9 +118,11 @@ def write(results: Path) -> Path:
         "",
         "Written by `python benchmark/peers/llama_cpp.py`; its head says how it measures. Tokens/s "
         "are medians, ratios medians of the rounds' own ratios. `of read`: bytes of weights, keys "
-        "and values over time, of the memory bandwidth measured around the cell. `of arithmetic`: "
-        "the same for exact int8 (float16: float32) multiply-adds. A cell's memory may be read "
-        "faster than the plain loop reads, as part of a small model stays in the last cache. "
+        "and values over time, of the memory bandwidth measured before it in the same round, median "
+        "of the rounds; `~`: measured before and after the cell alone, though it may have changed "
+        "amid it. `of arithmetic`: the same for exact int8 (float16: float32) multiply-adds. Memory "
+        "may be read faster than the plain loop reads, as part of a small model stays in the last "
+        "cache. "
         f"float16 at batch 1 meets its aim with {100 * NO_ROOM:.0f} % of read as well.",
         "",
     ]
