@@ -118,11 +118,11 @@ def write(results: Path) -> Path:
         "",
         "Written by `python benchmark/peers/llama_cpp.py`; its head says how it measures. Tokens/s "
         "are medians, ratios medians of the rounds' own ratios. `of read`: bytes of weights, keys "
-        "and values over time, of the memory bandwidth measured before it in the same round, median "
-        "of the rounds; `~`: measured before and after the cell alone, though it may have changed "
-        "amid it. `of arithmetic`: the same for exact int8 (float16: float32) multiply-adds. Memory "
-        "may be read faster than the plain loop reads, as part of a small model stays in the last "
-        "cache. "
+        "and values over time, of the memory bandwidth measured before it in the same round, "
+        "median of the rounds; `~`: measured before and after the cell alone, though it may have "
+        "changed amid it. `of arithmetic`: the same for exact int8 (float16: float32) "
+        "multiply-adds. Memory may be read faster than the plain loop reads, as part of a small "
+        "model stays in the last cache. "
         f"float16 at batch 1 meets its aim with {100 * NO_ROOM:.0f} % of read as well.",
         "",
     ]
