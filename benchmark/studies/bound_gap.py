@@ -12,7 +12,6 @@ that tells most.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,6 @@ import numpy as np
 import study
 
 from slicellm._core import LatencyModel
-from slicellm.bench import report
 from slicellm.bench.bound import upper_bound
 from slicellm.bench.bound_exact import best_utility, tiny_instance
 from slicellm.bench.tasks import TaskColumns, WorkloadTask
@@ -71,9 +69,7 @@ def main() -> int:
     instances = [measure(seed) for seed in range(args.instances)]
     gaps = {key: summary(instances, key) for key in ("utility", "attainment")}
     result = {
-        "command": "python benchmark/studies/bound_gap.py",
-        "commit": study.commit(),
-        "machine": report.machine(),
+        **study.origin(),
         "table_ms": TABLE_MS,
         "gap": gaps,
         "instances": instances,
@@ -84,8 +80,7 @@ def main() -> int:
             f"{100 * gap['max']:.1f} %; below 1 % in {gap['below_1_percent']} of "
             f"{gap['instances']}; bound below the optimum in {gap['bound_below_optimum']}"
         )
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    study.write(args.output, result)
     return 1 if any(gap["bound_below_optimum"] for gap in gaps.values()) else 0
 
 

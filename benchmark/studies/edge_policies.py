@@ -71,7 +71,7 @@ def prepare(results: Path, model: Model, tasks: int) -> Mapping[str, Any]:
         "tasks": tasks,
         "latency": latency_model(model).to_json(),
     }
-    path.write_text(json.dumps(setup, indent=1) + "\n")
+    study.write(path, setup)
     return setup
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import study
 
 import slicellm
 from slicellm import _core
-from slicellm.bench import report
 
 KINDS = ("float32", "float16", "int8")
 
@@ -96,9 +94,7 @@ def main() -> None:
         half, int8 = (statistics.median(found) for found in runs.values())
         speeds.append({"context": context, **runs, "int8_to_float16": round(int8 / half, 3)})
     result = {
-        "command": f"python benchmark/studies/int8_kv.py {' '.join(sys.argv[1:])}",
-        "commit": study.commit(),
-        "machine": report.machine(),
+        **study.origin(),
         "device": models["int8"].device,
         "model": args.model.name,
         "kv_bytes_per_token": {kind: models[kind].kv_bytes_per_token for kind in KINDS},

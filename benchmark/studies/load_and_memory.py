@@ -23,8 +23,6 @@ from typing import Any
 
 import study
 
-from slicellm.bench import report
-
 # Prints one start as JSON: argv is the model, pack cache or not, threads, bytes of the KV pool.
 START = """
 import json, sys, time
@@ -126,9 +124,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     result = {
-        "command": f"python benchmark/studies/load_and_memory.py {' '.join(sys.argv[1:])}",
-        "commit": study.commit(),
-        "machine": report.machine(),
+        **study.origin(),
         "results": [measure(model, args) for model in args.models],
     }
     print(json.dumps(result, indent=1))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 import study
 
-from slicellm.bench import report
 from slicellm.convert import export
 from slicellm.model import Model
 
@@ -100,17 +98,14 @@ def main() -> int:
     met = all(r[f"{way}_over_torch"] < BAR for r in judged for way in ("float32", "int8"))
     print(f"int8 and int4 in groups within {100 * BAR:.0f} %: {'yes' if met else 'no'}")
     result = {
-        "command": f"python benchmark/studies/{Path(__file__).name} {shlex.join(sys.argv[1:])}",
-        "commit": study.commit(),
-        "machine": report.machine(),
+        **study.origin(),
         "trained": reference["about"],
         "tokens": reference["tokens"],
         "torch_float32": reference["perplexity"],
         "dtypes": rows,
         "within_the_bar": met,
     }
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    study.write(args.output, result)
     return 0 if met else 1
 
 

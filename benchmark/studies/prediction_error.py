@@ -23,8 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from shared_machine import busy
 
 from slicellm import _core
-from slicellm.bench import report
 from slicellm.bench.arrivals import Gamma
 from slicellm.bench.lengths import Uniform
 from slicellm.bench.runner import Runner
@@ -225,9 +222,7 @@ def main() -> None:
     model = Model(args.path, device=args.device, threads=args.threads)
     belief = _core.calibrate(model.core, args.seconds).to_json()
     result = {
-        "command": f"python benchmark/studies/{Path(__file__).name} {shlex.join(sys.argv[1:])}",
-        "commit": study.commit(),
-        "machine": report.machine(),
+        **study.origin(),
         "device": model.core.device,
         "seed": args.seed,
         "calibration_s": args.seconds,
@@ -236,10 +231,8 @@ def main() -> None:
         "runs": [serve(model, belief, *run, args) for run in RUNS],
         "change": change(model, belief, args),
     }
-    text = json.dumps(result, indent=1) + "\n"
-    print(text, end="")
-    if args.output:
-        args.output.write_text(text, encoding="utf-8")
+    print(json.dumps(result, indent=1))
+    study.write(args.output, result)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,7 @@ of the medians.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,6 @@ import numpy as np
 import study
 
 from slicellm._core import LatencyModel
-from slicellm.bench import report
 from slicellm.engine import Engine
 from slicellm.model import Model
 from slicellm.task import Task
@@ -73,9 +69,7 @@ def main() -> None:
     with Engine(model, "orca", latency=latency, max_step_tokens=args.tokens) as engine:
         found = measure(engine, args.tokens, args.cached, args.rounds, args.seed)
     result = {
-        "command": f"python benchmark/studies/{Path(__file__).name} {shlex.join(sys.argv[1:])}",
-        "commit": study.commit(),
-        "machine": report.machine(),
+        **study.origin(),
         "device": model.core.device,
         "model": {key: model.spec[key] for key in ("family", "layers", "hidden", "inner", "vocab")},
         "tokens": args.tokens,
@@ -86,8 +80,7 @@ def main() -> None:
         f"uncached {found['uncached_ms']:.0f} ms, {found['cached_tokens']} tokens cached "
         f"{found['cached_ms']:.0f} ms: {found['ratio']:.3f}"
     )
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    study.write(args.output, result)
 
 
 if __name__ == "__main__":

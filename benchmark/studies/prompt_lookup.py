@@ -12,10 +12,7 @@ is one run with drafts and one without, in turns; figures are medians, ratios of
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ import numpy as np
 import study
 
 from slicellm import _core
-from slicellm.bench import report
 from slicellm.engine import Engine
 from slicellm.model import Model
 from slicellm.task import Task
@@ -107,16 +103,13 @@ def main() -> None:
                     f"{found['drafts']['tokens_per_step_and_task']:.2f} tokens a step and task"
                 )
     result = {
-        "command": f"python benchmark/studies/{Path(__file__).name} {shlex.join(sys.argv[1:])}",
-        "commit": study.commit(),
-        "machine": report.machine(),
+        **study.origin(),
         "device": model.core.device,
         "prompt_lookup": args.prompt_lookup,
         "tokens": args.tokens,
         "cells": cells,
     }
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    study.write(args.output, result)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,6 @@ import ctypes
 import gc
 import json
 import os
-import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +35,6 @@ import numpy.typing as npt
 import study
 
 from slicellm import _core
-from slicellm.bench import report
 from slicellm.model import Model
 
 POLICIES = ("pace", "slice", "fastserve")
@@ -196,9 +193,7 @@ def main() -> None:
     belief = _core.calibrate(model, args.calibration).to_json()
     load = Load(model, belief, args.seed, args.loop, args.blocks, args.rate)
     result = {
-        "command": f"python benchmark/studies/{Path(__file__).name} {shlex.join(sys.argv[1:])}",
-        "commit": study.commit(),
-        "machine": report.machine(),
+        **study.origin(),
         "device": model.device,
         "seed": args.seed,
         "loop": args.loop,
@@ -207,10 +202,8 @@ def main() -> None:
         "seconds": args.seconds,
         **run(load, args.policy, args.seconds),
     }
-    text = json.dumps(result, indent=1) + "\n"
-    print(text, end="")
-    if args.output:
-        args.output.write_text(text, encoding="utf-8")
+    print(json.dumps(result, indent=1))
+    study.write(args.output, result)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import study
 
 import slicellm
 from slicellm import _core
-from slicellm.bench import report
 from slicellm.cli import speed
 
 PROMPT = 32  # tokens
@@ -93,9 +92,7 @@ def main() -> None:
     args = parser.parse_args()
     model = slicellm.load(args.path, device=args.device, threads=args.threads)
     result = {
-        "command": f"python benchmark/studies/shared_machine.py {' '.join(sys.argv[1:])}",
-        "commit": study.commit(),
-        "machine": report.machine(),
+        **study.origin(),
         "device": model.device,
         "busy_processes": args.busy,
         "unit": "decoded tokens/s, medians",

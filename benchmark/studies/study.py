@@ -21,7 +21,7 @@ from slicellm.bench import report
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
-ORIGIN = ("machine", "commit", "command")  # of the run that began a folder
+ORIGIN = ("command", "commit", "machine")  # of the run that began a folder
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#999933")
 
 Cell = Mapping[str, Any]
@@ -37,17 +37,22 @@ def begin(results: Path, setup: Mapping[str, Any]) -> None:
             sys.exit(f"{path} says that its cells are of another setup: choose --results")
         if commit() not in str(known["commit"]).split(", "):
             known["commit"] = f"{known['commit']}, {commit()}"
-            path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+            write(path, known)
         return
     results.mkdir(parents=True, exist_ok=True)
-    script = Path(sys.argv[0]).name
-    origin = (
-        report.machine(),
-        commit(),
-        f"python benchmark/studies/{script} {shlex.join(sys.argv[1:])}".strip(),
-    )
-    content = {**setup, **dict(zip(ORIGIN, origin))}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write(path, {**setup, **origin()})
+
+
+def origin() -> dict[str, Any]:
+    """Where a result of this run comes from: the entries named in ORIGIN."""
+    command = f"python benchmark/studies/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}"
+    return dict(zip(ORIGIN, (command.strip(), commit(), report.machine())))
+
+
+def write(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Writes a result file, where one is wanted."""
+    if path is not None:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def commit() -> str:
