@@ -222,6 +222,26 @@ def test_closing_the_engine_ends_asyncio_clients(patient_model: Model) -> None:
     assert not engine._updates._waiters
 
 
+def test_stream_dropped_in_a_locked_section(engine: Engine) -> None:
+    """The garbage collector may run anywhere, also where its thread holds the lock of updates."""
+
+    async def main() -> None:
+        stream = engine.astream(LONG)
+
+        def drop() -> None:
+            with engine._updates._lock:
+                stream.close()
+
+        thread = threading.Thread(target=drop, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+
+    asyncio.run(main())
+    engine.wait_idle()
+    assert set(finishes(engine).values()) == {1}
+
+
 def test_event_loop_is_not_blocked(engine: Engine) -> None:
     """While tasks run, the loop goes on."""
 

@@ -33,7 +33,9 @@ class UpdateDispatcher:
 
     def __init__(self, core: _core.Engine) -> None:
         self._core = core
-        self._lock = threading.Lock()
+        # Re-entrant: the garbage collector may drop a stream, and so unregister it, in a thread
+        # that holds the lock.
+        self._lock = threading.RLock()
         self._waiters: dict[int, _Waiter] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -72,12 +74,12 @@ class UpdateDispatcher:
             except StateError:  # closed
                 break
             with self._lock:
-                waiters = [self._waiters[i] for i in news if i in self._waiters]
-            for waiter in waiters:
-                waiter.wake()
+                found = [self._waiters.get(i) for i in news]
+            for waiter in found:
+                if waiter is not None:
+                    waiter.wake()
         with self._lock:
-            waiters = list(self._waiters.values())
-            self._waiters.clear()
+            waiters, self._waiters = self._waiters, {}
             self._closed = True
-        for waiter in waiters:
+        for waiter in waiters.values():
             waiter.wake()
