@@ -111,12 +111,20 @@ def test_events_may_be_left_out(model: _core.Model) -> None:
     engine.close()
 
 
+def test_all_tasks_are_accepted_or_none(model: _core.Model) -> None:
+    engine = make_engine(model, Asleep(), max_queue=1 << 20)
+    with pytest.raises(_core.ResourceError, match="class_name: got more than 65536"):
+        engine.submit_all([task(class_name=f"{i}") for i in range(65537)])
+    assert engine.wait_idle() is None and engine.stats()["live"] == 0
+    engine.close()
+
+
 def test_timeouts(model: _core.Model) -> None:
     engine = make_engine(model, Asleep())
     handle = engine.submit(task())
     begin = time.monotonic()
     assert handle.take(0.05)["reason"] == "none"
-    with pytest.raises(_core.StateError, match="no end in time"):
+    with pytest.raises(_core.StateError, match=r"no end in time, expected its end within 0\.05 s"):
         handle.wait(0.05)
     assert time.monotonic() - begin >= 0.1
     assert engine.wait_updates(0.01) == []

@@ -183,3 +183,40 @@ def test_end_of_sequence_and_stop_ids(model: _core.Model, tokens: list[int]) -> 
     result = engine.submit(task).wait(30)
     assert (result["text"], result["reason"]) == ("abcdef", "length")
     engine.close()
+
+
+class Dies(_core.Policy):
+    """Runs three steps and fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def plan(self, view: _core.View) -> _core.StepPlan:
+        (slot,) = view.live
+        if self.steps == 3:
+            raise RuntimeError("no more")
+        if view.task(slot).ready_to_decode():
+            return _core.StepPlan(decode=[slot])
+        return _core.StepPlan(prefill=[(slot, len(PROMPT))])
+
+    def commit(self, *_: Any) -> None:
+        self.steps += 1
+
+
+def test_text_that_waited_for_a_stop_string_is_told_when_the_engine_fails(
+    model: _core.Model, tokens: list[int]
+) -> None:
+    engine = _core.Engine(
+        model,
+        Dies(),
+        LATENCY,
+        kv_cache_bytes=8 * model.kv_block_bytes,
+        token_bytes=table(model, tokens, [b"a", b"b", b"EN"]),
+    )
+    spec = _core.TaskSpec(
+        PROMPT, max_tokens=LENGTH, stop=["END"], ignore_eos=True, repetition_penalty=100.0
+    )
+    result = engine.submit(spec).wait(30)
+    assert result["reason"] == "error" and result["token_ids"] == tokens[:3]
+    assert result["text"] == "abEN"

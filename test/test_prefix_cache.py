@@ -167,3 +167,33 @@ def test_k_and_v_of_a_task_that_ended_in_nan_are_not_found(
     again = run(engine, prompt)
     assert (again["reason"], again["cached_tokens"]) == ("error", 0)
     engine.close()
+
+
+class DropsOnce(_core.Policy):
+    """Computes half of a prompt, drops it, and begins again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def plan(self, view: _core.View) -> _core.StepPlan:
+        (slot,) = view.live
+        task = view.task(slot)
+        if self.steps == 0:
+            return _core.StepPlan(prefill=[(slot, task.prompt_len // 2)])
+        kv = [("drop", slot)] if self.steps == 1 else []
+        if task.ready_to_decode():
+            return _core.StepPlan(decode=[slot])
+        return _core.StepPlan(prefill=[(slot, task.prompt_len if kv else task.pending())], kv=kv)
+
+    def commit(self, *_: Any) -> None:
+        self.steps += 1
+
+
+def test_what_a_task_computed_itself_is_not_told_as_cached(model: _core.Model) -> None:
+    size = 32 * model.kv_block_bytes
+    engine = _core.Engine(model, DropsOnce(), LATENCY, kv_cache_bytes=size, prefix_cache=True)
+    result = run(engine, ids(model, 200), max_tokens=3)
+    assert result["reason"] == "length" and result["cached_tokens"] == 0
+    assert engine.stats()["reused_tokens"] == 96  # but it is not computed twice
+    engine.close()

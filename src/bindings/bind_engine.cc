@@ -4,6 +4,8 @@
 #include <deque>
 #include <limits>
 #include <mutex>
+#include <sstream>
+#include <string>
 #include <unordered_set>
 
 #include "bindings/arguments.h"
@@ -148,7 +150,13 @@ py::dict take(PyTaskHandle& handle, double timeout) {
 }
 
 py::dict wait(PyTaskHandle& handle, double timeout) {
-  wait_with_signals(timeout, [&](double seconds) { return handle.get().wait_done(seconds); });
+  const auto done = [&](double seconds) { return handle.get().wait_done(seconds); };
+  if (!wait_with_signals(timeout, done)) {
+    std::ostringstream seconds;
+    seconds << timeout;
+    throw Error(ErrorKind::state, "task " + std::to_string(handle.get().id()), "no end in time",
+                "its end within " + seconds.str() + " s");
+  }
   return to_dict(handle.get().wait(0));
 }
 

@@ -50,6 +50,7 @@ class EngineImpl final : public Engine {
     std::unique_lock lock(mutex_);
     const double now = clock_->now();
     require_open(tasks.size());
+    for (const TaskSpec& task : tasks) class_id(task);  // may throw, so before any is accepted
     for (TaskSpec& task : tasks) {
       const double arrival = now + task.arrival.value_or(0);
       handles.push_back(accept(std::move(task), arrival));
@@ -157,7 +158,7 @@ class EngineImpl final : public Engine {
     throw Error(ErrorKind::state, call, "a call from the engine's own thread", "another thread");
   }
 
-  std::shared_ptr<TaskHandle> accept(TaskSpec task, double arrival) {
+  int32_t class_id(const TaskSpec& task) {
     auto [it, is_new] =
         class_ids_.try_emplace(task.class_name, static_cast<int32_t>(class_ids_.size()));
     if (is_new && class_ids_.size() > kMaxClasses) {
@@ -165,7 +166,12 @@ class EngineImpl final : public Engine {
       throw Error(ErrorKind::resource, "class_name", "more than 65536 different names",
                   "fewer classes");
     }
-    auto state = std::make_unique<TaskState>(std::move(task), next_id_++, it->second, arrival,
+    return it->second;
+  }
+
+  std::shared_ptr<TaskHandle> accept(TaskSpec task, double arrival) {
+    const int32_t class_number = class_id(task);
+    auto state = std::make_unique<TaskState>(std::move(task), next_id_++, class_number, arrival,
                                              options_.token_bytes);
     std::shared_ptr<TaskResultBox> handle = state->handle;
     open_.emplace(state->id, handle);

@@ -19,7 +19,8 @@ int64_t blocks_in_free_memory(const Model& model, const EngineOptions& engine,
   StepBounds most;
   most.tokens = engine.max_step_tokens;
   most.sequences = engine.max_rows;
-  most.rows = std::min(engine.max_step_tokens, engine.max_rows * (1 + engine.prompt_lookup));
+  most.rows = static_cast<int32_t>(std::min<int64_t>(
+      engine.max_step_tokens, int64_t{engine.max_rows} * (int64_t{1} + engine.prompt_lookup)));
   most.context = engine.max_context;
   // All rows at their longest use no more.
   double blocks =

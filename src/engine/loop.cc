@@ -211,6 +211,9 @@ void Loop::fail(const std::string& sentence) noexcept {
     TaskState& task = table_.state(slot);
     if (std::exchange(task.told, true)) return;
     try {
+      std::string rest;
+      task.text.finish(rest);
+      task.handle->add_text(rest);
       ledger_.release(task.kv);
       if (task.admitted) executor_->remove_task(task.id);
     } catch (...) {  // the first error is the one to tell

@@ -100,7 +100,9 @@ int32_t Loop::reuse_prefix(Step& step, int32_t slot, int32_t tokens) {
   f.prefill_tokens -= reused;
   f.chunk_work -= 0.5 * reused * (double{1} * view.cached + covered);
   stats_.reused_tokens += reused;
-  if (view.produced == 0) task.handle->add_cached(reused);
+  // What it computed itself before it was dropped does not count.
+  if (view.produced == 0)
+    task.handle->add_cached(std::max(0, covered - std::max(view.cached, task.reached)));
   view.cached = covered;
   return end - covered;
 }
@@ -123,6 +125,7 @@ void Loop::add_row(Step& step, int32_t slot, int32_t tokens, bool prefill, Batch
     step.opening.push_back({0, task.id, EventKind::resume});
   }
   if (prefill) tokens = reuse_prefix(step, slot, tokens);
+  task.reached = std::max(task.reached, view.cached + tokens);
   ledger_.grow(task.kv, int64_t{view.cached} + tokens);
   table_.sync_kv(slot);
 

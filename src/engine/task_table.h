@@ -40,6 +40,7 @@ struct TaskState {
   const int32_t prompt_len;
   std::vector<int32_t> tokens;  // prompt, then output as far as it is known
   BlockTable kv;
+  int32_t reached = 0;  // the most tokens that its KV has held
   double first_token_time = std::numeric_limits<double>::quiet_NaN();
   double last_token_time = std::numeric_limits<double>::quiet_NaN();
   int32_t predicted = 0;     // tokens that its row counts and steps in flight have yet to yield

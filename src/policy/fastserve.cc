@@ -171,7 +171,7 @@ bool FastServe::make_room(int64_t blocks, StepBuilder& step) {
     if (task.kv == KvState::device) {
       if (!step.swap_out(victim_)) return false;
       nodes_[victim_].seen = plans_;
-      behind_ -= task.blocks;
+      behind_ -= task.freed();
     }
     victim_ = before(victim_);
   }
@@ -193,7 +193,7 @@ void FastServe::choose(StepBuilder& step) {
     nodes_[slot].seen = plans_;
     const TaskView& task = view.tasks[slot];
     const bool here = task.kv == KvState::device;
-    if (here) behind_ -= task.blocks;
+    if (here) behind_ -= task.freed();
     if (task.kv == KvState::host) on_host -= task.blocks;
     if (!here && !placing) continue;
     if (task.kv == KvState::none && !prompts) continue;
@@ -215,10 +215,11 @@ void FastServe::choose(StepBuilder& step) {
   }
 }
 
-// Adds a task for whose KV there is room.
+// Adds a task, if there is room for its KV: what evicted tasks share is free only when the last of
+// them has gone.
 void FastServe::run(int32_t slot, int32_t tokens, StepBuilder& step) {
   const TaskView& task = step.view().tasks[slot];
-  if (task.kv == KvState::host) step.swap_in(slot);
+  if (task.kv == KvState::host && !step.swap_in(slot)) return;
   if (task.ready_to_decode() ? step.decode(slot) : step.prefill(slot, tokens))
     chosen_.push_back(slot);
 }

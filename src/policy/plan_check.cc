@@ -86,7 +86,8 @@ StepFeatures features_of(const StepPlan& plan, const View& view) {
 
 PlanChecker::Slot& PlanChecker::touch(const char* list, size_t index, int32_t slot,
                                       const View& view) {
-  if (slot < 0 || static_cast<size_t>(slot) >= view.tasks.size() || view.tasks[slot].id < 0) {
+  if (slot < 0 || static_cast<size_t>(slot) >= view.tasks.size() || view.tasks[slot].id < 0 ||
+      view.tasks[slot].ended != FinishReason::none) {
     broken(list, index, "slot " + std::to_string(slot), "a slot that holds a live task");
   }
   if (slots_.size() < view.tasks.size()) slots_.resize(view.tasks.size());

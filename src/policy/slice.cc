@@ -83,6 +83,7 @@ class Slice : public Policy {
   bool must_rebuild(const View& view) const;
   // KV blocks that a task may hold at the end of a cycle in which it is selected.
   int64_t need(int32_t slot, const View& view) const;
+  StepPlan plan_column(const View& view);
   // Frees blocks until `blocks` are free, least valuable holder outside the selection first.
   bool make_room(int32_t blocks, StepBuilder& step, size_t& cursor) const;
   const Selection& active() const { return rebuilt_ ? next_ : current_; }
@@ -255,9 +256,21 @@ bool Slice::make_room(int32_t blocks, StepBuilder& step, size_t& cursor) const {
 }
 
 StepPlan Slice::plan(const View& view) {
-  rebuilt_ = must_rebuild(view);
   planned_at_ = events_;
+  rebuilt_ = must_rebuild(view);
   if (rebuilt_) next_ = select(view);
+  StepPlan plan = plan_column(view);
+  if (plan.empty() && !rebuilt_ && !order_.empty()) {
+    // Guessed tokens let tasks outgrow within a cycle what they were selected with.
+    rebuilt_ = true;
+    next_ = select(view);
+    plan = plan_column(view);
+  }
+  return plan;
+}
+
+// The step of the present column of the selection in force.
+StepPlan Slice::plan_column(const View& view) {
   const Selection& s = active();
 
   StepBuilder step(view, view.max_rows);

@@ -23,13 +23,14 @@ inline std::unique_ptr<LatencyModel> synthetic_step_times() {
 }
 
 // Tasks with a KV ledger and a policy that schedules them: an engine without a model. Slots are
-// fixed: the caller says where a task arrives.
+// fixed: the caller says where a task arrives. Tasks in even slots begin with the same
+// `prefix_blocks` blocks, which those share that are on the device and have computed as much.
 class PolicyTable {
  public:
   // Blocks of 16 tokens.
   PolicyTable(int32_t slots, int32_t blocks, int32_t host_blocks, int32_t max_rows,
-              int32_t max_step_tokens)
-      : tasks_(slots), latency_(synthetic_step_times()) {
+              int32_t max_step_tokens, int32_t prefix_blocks = 0)
+      : tasks_(slots), latency_(synthetic_step_times()), prefix_blocks_(prefix_blocks) {
     view_.total_blocks = view_.free_blocks = blocks;
     view_.total_host_blocks = view_.free_host_blocks = host_blocks;
     view_.block_bytes = 1 << 20;
@@ -61,6 +62,7 @@ class PolicyTable {
     release(tasks_[slot]);
     live_.erase(std::find(live_.begin(), live_.end(), slot));
     tasks_[slot].ended = reason;
+    count_blocks();
     policy.on({TaskEventKind::finish, slot}, view());
     tasks_[slot] = TaskView();
   }
@@ -81,17 +83,15 @@ class PolicyTable {
       t.cached = held.cached;
       t.blocks = held.blocks;
       t.kv = action.kind == KvActionKind::swap_out ? KvState::host : KvState::device;
-      (t.kv == KvState::host ? view_.free_host_blocks : view_.free_blocks) -= t.blocks;
     }
     for (const Ending& ending : plan.endings) release(tasks_[ending.slot]);
     for (const PrefillChunk& chunk : plan.prefill) append(chunk.slot, chunk.tokens, outcome);
     for (int32_t slot : plan.decode) append(slot, 1, outcome);
+    count_blocks();
   }
 
  private:
   void release(TaskView& t) {
-    if (t.kv == KvState::device) view_.free_blocks += t.blocks;
-    if (t.kv == KvState::host) view_.free_host_blocks += t.blocks;
     t.cached = t.blocks = 0;
     t.kv = KvState::none;
   }
@@ -100,18 +100,35 @@ class PolicyTable {
     TaskView& t = tasks_[slot];
     t.kv = KvState::device;
     t.cached += tokens;
-    const int32_t blocks = std::max(t.blocks, view_.blocks_for(t.cached));
-    view_.free_blocks -= blocks - t.blocks;
-    t.blocks = blocks;
+    t.blocks = std::max(t.blocks, view_.blocks_for(t.cached));
     if (t.pending() > 0) return;
     if (t.produced++ == 0) t.first_token_time = now_;
     t.last_token_time = now_;
     outcome.token_slots.push_back(slot);
   }
 
+  void count_blocks() {
+    std::vector<TaskView*> sharing;
+    int32_t held = 0, on_host = 0;
+    for (size_t slot = 0; slot < tasks_.size(); ++slot) {
+      TaskView& t = tasks_[slot];
+      t.shared = 0;
+      (t.kv == KvState::host ? on_host : held) += t.blocks;
+      const bool whole = view_.blocks_for(t.cached + 1) > prefix_blocks_;
+      if (slot % 2 == 0 && t.kv == KvState::device && whole) sharing.push_back(&t);
+    }
+    if (sharing.size() > 1) {
+      for (TaskView* t : sharing) t->shared = prefix_blocks_;
+      held -= prefix_blocks_ * (static_cast<int32_t>(sharing.size()) - 1);
+    }
+    view_.free_blocks = view_.total_blocks - held;
+    view_.free_host_blocks = view_.total_host_blocks - on_host;
+  }
+
   std::vector<TaskView> tasks_;
   std::vector<int32_t> live_;  // by arrival
   std::unique_ptr<LatencyModel> latency_;
+  const int32_t prefix_blocks_;
   View view_;
   double now_ = 0;
   TaskId next_id_ = 0;
