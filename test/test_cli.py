@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -278,6 +279,27 @@ def test_conversation_of_bytes_and_of_too_much(tiny_llama: Path) -> None:
     done = run("ftllm", "run", tiny_llama, stdin="the value " * 2000)
     assert done.returncode == 2
     assert re.search(r"conversation: got \d+ tokens, expected at most 511", done.stderr)
+
+
+def test_answers_end_where_memory_does(tiny_llama: Path) -> None:
+    done = run("ftllm", "run", tiny_llama, "--tokens", 64, stdin="the value\n")
+    ended = re.search(r"\[ended after (\d+) tokens\]", done.stderr)
+    assert done.returncode == 0 and ended and 1 <= int(ended.group(1)) <= 64, done.stderr
+    done = run("ftllm", "run", tiny_llama, "--tokens", 64, stdin="the value " * 100)
+    assert done.returncode == 2
+    assert re.search(r"conversation: got \d+ tokens, expected at most 64;", done.stderr)
+
+
+def test_full_context_does_not_end_a_chat(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["the value " * 2000, "clear", "the value", "stop"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    assert ftllm.main(["run", str(tiny_llama), "-t", "1", "--max_tokens", "8"]) == 0
+    shown = capsys.readouterr()
+    assert '"clear" starts anew' in shown.err.splitlines()[1]
+    assert shown.out.strip()
 
 
 def test_hostile_template(odd_models: Path) -> None:

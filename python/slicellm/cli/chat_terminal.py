@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import LatencyModel
 from ..engine import Engine
-from ..errors import InvalidArgument, make_error
+from ..errors import Error, InvalidArgument, make_error
 from ..model import Model
 from ..task import Result, Task
 from .common import load_model
@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
             expected = "only one of them"
             raise make_error(InvalidArgument, "flags", "--tokens and --kv_cache_limit", expected)
         limit = args.tokens * model.kv_bytes_per_token
+    step_tokens = args.chunked_prefill_size if args.chunked_prefill_size > 0 else 2048
     # One task at a time: the policy has nothing to decide, so time need not be predicted.
     with Engine(
         model,
@@ -37,9 +38,20 @@ def run(args: argparse.Namespace) -> None:
         latency=LatencyModel.from_decode_table([1.0]),
         kv_cache_bytes=limit,
         host_kv_bytes=0,
-        max_step_tokens=args.chunked_prefill_size if args.chunked_prefill_size > 0 else 2048,
+        max_step_tokens=step_tokens,
     ) as engine:
-        Conversation(engine, args, settings).talk()
+        most = longest(engine, step_tokens)
+        Conversation(engine, args, settings, most).talk()
+
+
+def longest(engine: Engine, step_tokens: int) -> int:
+    """Most tokens of a conversation with its answer; the last token needs no K and V."""
+    model = engine.model
+    block_tokens = round(model.core.kv_block_bytes / model.kv_bytes_per_token)
+    held = int(engine.stats()["total_blocks"]) * block_tokens
+    if not model.spec["prefill_divisible"]:
+        held = min(held, step_tokens)
+    return min(int(model.spec["max_positions"]), held + 1)
 
 
 def sampling(args: argparse.Namespace, model: Model) -> dict[str, Any]:
@@ -85,8 +97,11 @@ def generation_config(model: Model) -> dict[str, Any]:
 class Conversation:
     """What was said so far, and how the next answer is made."""
 
-    def __init__(self, engine: Engine, args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, engine: Engine, args: argparse.Namespace, settings: dict[str, Any], most: int
+    ) -> None:
         self._engine = engine
+        self._most = most
         self._args = args
         self._settings = settings
         self._messages: list[Message] = []
@@ -110,7 +125,12 @@ class Conversation:
             if question.strip() == "clear":
                 self.clear()
             elif question.strip():
-                self._answer(question)
+                try:
+                    self._answer(question)
+                except Error as error:
+                    if not self._interactive:
+                        raise
+                    print(f"ftllm run: {error}", file=sys.stderr)
 
     def _read(self) -> str:
         if self._interactive:
@@ -150,9 +170,9 @@ class Conversation:
             variables["enable_thinking"] = self._args.enable_thinking
         text = model.chat_template.render(messages, **variables)
         ids = model.tokenizer.encode_chat(text)
-        room = model.spec["max_positions"] - len(ids)
+        room = self._most - len(ids)
         if room < 1:
-            expected = f'at most {model.spec["max_positions"] - 1}; "clear" starts anew'
+            expected = f'at most {self._most - 1}; "clear" starts anew'
             raise make_error(InvalidArgument, "conversation", f"{len(ids)} tokens", expected)
         seed = self._args.seed if self._args.seed is not None else secrets.randbits(63)
         limit = min(self._args.max_tokens, room)
