@@ -302,6 +302,14 @@ def test_full_context_does_not_end_a_chat(
     assert shown.out.strip()
 
 
+def test_small_prefill_steps(tiny_llama: Path) -> None:
+    flags = ("--max_tokens", 4, "-t", 1)
+    small = run("ftllm", "run", tiny_llama, "--chunked_prefill_size", 2, *flags, stdin="the value")
+    assert (small.returncode, small.stdout) == (
+        0, run("ftllm", "run", tiny_llama, *flags, stdin="the value").stdout,
+    ), small.stderr  # fmt: skip
+
+
 def test_hostile_template(odd_models: Path) -> None:
     done = run("ftllm", "run", odd_models / "template", stdin="hi\n")
     assert done.returncode == 2

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
         latency=LatencyModel.from_decode_table([1.0]),
         kv_cache_bytes=limit,
         host_kv_bytes=0,
+        max_rows=1,
         max_step_tokens=step_tokens,
     ) as engine:
         most = longest(engine, step_tokens)
