@@ -243,6 +243,12 @@ def test_sweep_and_capacity_of_a_real_model(here: Path) -> None:
     assert found["met"]["load"] == pytest.approx(64) and found["missed"] is None
 
 
+def test_more_rows_than_a_step_has_tokens(here: Path) -> None:
+    pytest.importorskip("highspy")
+    main("-p model.flm -b 3000 --total-tasks 4 --lambda 500 --bound --save-result r.json")
+    assert json.loads((here / "r.json").read_text())["config"]["batch"] == 3000
+
+
 def test_help_names_every_flag_and_gives_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         benchmark.main(["-h"])

@@ -13,7 +13,7 @@ from slicellm.bench import checks, metrics
 from slicellm.bench.bound import Bound, upper_bound
 from slicellm.bench.eventlog import EventLog
 from slicellm.bench.profiles import Profile
-from slicellm.bench.runner import Progress, Runner
+from slicellm.bench.runner import STEP_TOKENS, Progress, Runner
 from slicellm.bench.tasks import Slo, TaskColumns
 from slicellm.bench.workload import prompt_ids
 from slicellm.model import Model
@@ -148,6 +148,7 @@ class ModelMachine:
             tasks,
             self.latency,
             max_rows=self.max_rows,
+            max_step_tokens=max(STEP_TOKENS, self.max_rows),
             closed_loop=in_flight > 0,
             caveat="the steps of a real machine vary about their calibrated medians",
         )

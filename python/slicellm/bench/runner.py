@@ -12,6 +12,8 @@ from slicellm._core import Engine, LatencyModel, Model, TaskHandle, TaskSpec
 from slicellm.bench.eventlog import Declared, EventLog, from_engine
 from slicellm.bench.tasks import WorkloadTask
 
+STEP_TOKENS = 2048  # most tokens of a step, but never fewer than its rows
+
 Progress = Callable[[int], None]  # tasks ended so far
 
 
@@ -44,6 +46,7 @@ class Runner:
             LatencyModel.from_json(self.latency_json),
             kv_cache_bytes=self.kv_cache_bytes,
             max_rows=self.max_rows,
+            max_step_tokens=max(STEP_TOKENS, self.max_rows),
             loop=self.loop,
             token_bytes=self.token_bytes,
         )
