@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,10 @@ def test_confidence_of_an_attainment() -> None:
         (f"{SIM} --loads 1 --rates 2", "--loads"),
         (f"{SIM} --rates 1,2 --intervals 1", "--intervals"),
         (f"{SIM} --rates 1,2 -o out", "--output"),
+        (f"{SIM} --workload at_once.json --load 2", "got 'at_once', expected poisson"),
+        (f"{SIM} --workload at_once.json --lambda 2", "got 'at_once', expected poisson"),
+        (f"{SIM} --workload at_once.json --loads 1,2", "got 'at_once', expected poisson"),
+        (f"{SIM} --workload at_once.json --capacity .9", "got 'at_once', expected poisson"),
         (f"{SIM} --ramp 1", "--ramp"),
         (f"{SIM} --ramp 0,0", "above 0"),
         (f"{SIM} --ramp a,b", "--ramp"),
@@ -310,6 +315,9 @@ def test_refused_in_one_sentence(
     here: Path, capsys: pytest.CaptureFixture[str], line: str, part: str
 ) -> None:
     (here / "broken.json").write_text("{")
+    edge = json.loads((resources.files("slicellm.bench") / "workloads" / "edge.json").read_text())
+    edge["arrivals"] = {"process": "at_once"}
+    (here / "at_once.json").write_text(json.dumps(edge))
     try:
         code: Any = benchmark.main(line.split())
     except SystemExit as end:

@@ -79,6 +79,11 @@ def test_simple_arrivals() -> None:
         {"process": "intervals"},
         {"process": "intervals", "gaps_s": [-1]},
         {"process": "poisson", "speed": 1},
+        {"process": ["poisson"]},
+        {"process": "ramp", "rates": [1, 2], "burstiness": 0.5},
+        {"process": "uniform", "burstiness": 0.5},
+        {"process": "at_once", "rate": 3},
+        {"process": "intervals", "gaps_s": [1], "rate": 3},
     ],
 )
 def test_wrong_arrivals_are_refused(spec: dict[str, Any]) -> None:

@@ -111,7 +111,15 @@ class AtOnce:
         return np.zeros(n)
 
 
-PROCESSES = ("poisson", "gamma", "uniform", "ramp", "intervals", "at_once")
+# What a workload file may say of each process beside its name.
+PROCESSES: Mapping[str, tuple[str, ...]] = {
+    "poisson": ("rate", "burstiness"),
+    "gamma": ("rate", "burstiness"),
+    "uniform": ("rate",),
+    "ramp": ("rates",),
+    "intervals": ("gaps_s",),
+    "at_once": (),
+}
 
 
 def parse_ramp(field: str, value: object) -> tuple[float, float]:
@@ -127,8 +135,10 @@ def parse_ramp(field: str, value: object) -> tuple[float, float]:
 def parse_arrivals(spec: Mapping[str, Any], rate: float) -> Arrivals:
     """The process that a workload file names; `rate` in tasks/s is what the run decided on."""
     field = "workload: arrivals"
-    checks.known_keys(field, spec, ("process", "rate", "burstiness", "gaps_s", "rates"))
     process = spec.get("process", "poisson")
+    if not isinstance(process, str) or process not in PROCESSES:
+        raise checks.invalid(f"{field}.process", process, f"one of {', '.join(PROCESSES)}")
+    checks.known_keys(f"{field} ({process})", spec, ("process", *PROCESSES[process]))
     if process in ("poisson", "gamma"):
         default = 1.0 if process == "poisson" else None
         shape = checks.number(
@@ -141,9 +151,7 @@ def parse_arrivals(spec: Mapping[str, Any], rate: float) -> Arrivals:
         return Ramp(*parse_ramp(f"{field}.rates", spec.get("rates")))
     if process == "at_once":
         return AtOnce()
-    if process == "intervals":
-        gaps = spec.get("gaps_s")
-        if not isinstance(gaps, list) or not gaps:
-            raise checks.invalid(f"{field}.gaps_s", gaps, "a list of seconds")
-        return Intervals(tuple(checks.number(f"{field}.gaps_s", g, 0, 1e9) for g in gaps))
-    raise checks.invalid(f"{field}.process", process, f"one of {', '.join(PROCESSES)}")
+    gaps = spec.get("gaps_s")
+    if not isinstance(gaps, list) or not gaps:
+        raise checks.invalid(f"{field}.gaps_s", gaps, "a list of seconds")
+    return Intervals(tuple(checks.number(f"{field}.gaps_s", g, 0, 1e9) for g in gaps))

@@ -90,7 +90,12 @@ class GeneratedTasks:
         trace = self.workload.trace
         if trace is not None and trace.arrived_at is not None:
             return Recorded(tuple(trace.arrived_at), rate)
-        return parse_arrivals(self.workload.arrivals, rate or self.own_rate() or saturation)
+        own = self.workload.arrivals
+        arrivals = parse_arrivals(own, rate or self.own_rate() or saturation)
+        if rate is not None and not isinstance(arrivals, (Gamma, Uniform)):
+            expected = "poisson, gamma or uniform beside a rate or load"
+            raise checks.invalid("workload: arrivals.process", own["process"], expected)
+        return arrivals
 
     def columns(self, n: int, seed: int, arrivals: Arrivals, slo_scale: float) -> TaskColumns:
         return self.workload.columns(n, seed, arrivals, slo_scale)
