@@ -288,6 +288,8 @@ def test_confidence_of_an_attainment() -> None:
         (f"{SIM} --workload at_once.json --lambda 2", "got 'at_once', expected poisson"),
         (f"{SIM} --workload at_once.json --loads 1,2", "got 'at_once', expected poisson"),
         (f"{SIM} --workload at_once.json --capacity .9", "got 'at_once', expected poisson"),
+        (f"{SIM} --ratios .5", "--ratios: got '0.5', expected a slice policy"),
+        (f"{SIM} --policy orca --ratios .5,1", "--ratios: got '0.5,1', expected a slice policy"),
         (f"{SIM} --ramp 1", "--ramp"),
         (f"{SIM} --ramp 0,0", "above 0"),
         (f"{SIM} --ramp a,b", "--ramp"),

@@ -227,6 +227,9 @@ def check(args: argparse.Namespace) -> None:
         if getattr(args, flag) is not None and args.executor != "sim":
             name = f"--{flag.replace('_', '-')}"
             raise checks.invalid(name, getattr(args, flag), "--executor sim beside it")
+    if args.ratios and not args.slice and not any(map(is_slice, args.policy or ())):
+        expected = "a slice policy beside it, by --slice or --policy"
+        raise checks.invalid("--ratios", ",".join(f"{r:g}" for r in args.ratios), expected)
     check_workload(args)
     many = next((f for f in ("rates", "loads", "capacity") if getattr(args, f) is not None), None)
     for flag in ("event_log", "output", "test_mode"):
@@ -243,15 +246,19 @@ def check(args: argparse.Namespace) -> None:
         raise checks.invalid("--plot", args.plot, "a name ending in .png, .svg or .pdf")
 
 
+def is_slice(policy: str) -> bool:
+    """Whether a policy's text, which may have parameters, names SLICE."""
+    return policy.partition(":")[0] == "slice"
+
+
 def policy_names(args: argparse.Namespace) -> list[str]:
     """The policies to run, by their full text, each once; --ratios spelled out."""
     names = list(args.policy or (["slice"] if args.slice else ["orca"]))
-    if args.slice and not any(name.partition(":")[0] == "slice" for name in names):
+    if args.slice and not any(map(is_slice, names)):
         names.insert(0, "slice")
     expanded: list[str] = []
     for name in names:
-        plain = name.partition(":")[0] == "slice" and "ratio=" not in name
-        if plain and args.ratios:
+        if args.ratios and is_slice(name) and "ratio=" not in name:
             joint = "," if ":" in name else ":"
             expanded += [f"{name}{joint}ratio={ratio:g}" for ratio in args.ratios]
         else:
