@@ -309,6 +309,8 @@ def test_confidence_of_an_attainment() -> None:
         (f"{SIM} --utility realtime", "--utility"),
         (f"{SIM} --utility realtime=-1", "realtime"),
         (f"{SIM} --utility robot=1", "one of realtime"),
+        (f"{SIM} --utility robot=1 --test-mode", "--utility: got 'robot', expected one of "),
+        (f"{SIM} --utility robot=1 --tasks t.jsonl", "expected one of default"),
         (f"{SIM} --kv-cache-limit 1K", "at most"),
         (f"{SIM} --total-tasks 100001 --event-log e", "--event-log"),
     ],
@@ -317,6 +319,7 @@ def test_refused_in_one_sentence(
     here: Path, capsys: pytest.CaptureFixture[str], line: str, part: str
 ) -> None:
     (here / "broken.json").write_text("{")
+    (here / "t.jsonl").write_text('{"prompt_tokens": 3, "output_tokens": 1, "max_tokens": 4}')
     edge = json.loads((resources.files("slicellm.bench") / "workloads" / "edge.json").read_text())
     edge["arrivals"] = {"process": "at_once"}
     (here / "at_once.json").write_text(json.dumps(edge))

@@ -27,6 +27,7 @@ from slicellm.bench.tasks import Counts, TaskColumns, WorkloadTask
 from slicellm.bench.workload import (
     LengthField,
     Workload,
+    check_utilities,
     class_workload,
     generator,
     load_workload,
@@ -150,6 +151,7 @@ def read_source(args: argparse.Namespace) -> Source:
             given, recorded = taskfile.read_tasks(name, json_lines=True if args.tasks else None)
         if args.limit:
             given = taskfile.capped(given, args.limit)
+        check_utilities(args.utility, dict.fromkeys(t.class_name for t in given))
         given = [replace(t, utility=args.utility.get(t.class_name, t.utility)) for t in given]
         return FileTasks(name, tuple(given), recorded)
     workload = _read_workload(args).with_utility(args.utility)

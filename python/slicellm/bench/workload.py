@@ -8,7 +8,7 @@ policy of a comparison gets the very same tasks.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -141,16 +141,20 @@ class Workload:
 
     def with_utility(self, utilities: Mapping[str, float]) -> Workload:
         """The same workload with the utility of some classes replaced, by name."""
-        names = [c.name for c in self.classes]
-        for name in utilities:
-            if name not in names:
-                raise checks.invalid("--utility", name, f"one of {', '.join(names)}")
+        check_utilities(utilities, [c.name for c in self.classes])
         return replace(
             self,
             classes=tuple(
                 replace(c, utility=utilities.get(c.name, c.utility)) for c in self.classes
             ),
         )
+
+
+def check_utilities(utilities: Mapping[str, float], classes: Collection[str]) -> None:
+    """Refuses the utility of a class that no task has."""
+    for name in utilities:
+        if name not in classes:
+            raise checks.invalid("--utility", name, f"one of {', '.join(classes)}")
 
 
 def prompt_ids(
