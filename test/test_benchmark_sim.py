@@ -80,13 +80,38 @@ def test_every_flag_of_a_real_run_is_taken(here: Path, capsys: pytest.CaptureFix
         "--seed 7 --slo-scale 2 --metric-percentiles 25 --goodput ttft:2000 -l 50 "
         "-o out.jsonl --plot f.png --save-result r.json"
     )
-    assert "note: --executor sim does not read not-read.flm" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "note: --executor sim does not read not-read.flm" in shown
+    notes = [
+        line.split()[1] for line in shown.splitlines() if "no effect on --executor sim" in line
+    ]
+    assert notes == ["-t", "--dtype", "--atype"]
     result = saved(here / "r.json")
     assert list(result["policies"]) == ["slice:ratio=1", "slice:ratio=0.5"]
     assert result["config"]["batch"] == 4 and result["config"]["slo_scale"] == 2.0
     lines = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
     assert len(lines) == 18 and all(1 <= x["output_tokens"] <= 50 for x in lines)
     assert (here / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_flags_of_loading_a_model_are_noted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = "--total-tasks 3"
+    main(f"{SIM} {few}")
+    assert capsys.readouterr().err == ""
+    flags = {
+        "-t": "2",
+        "--dtype": "int4",
+        "--device": "cuda",
+        "--atype": "int8",
+        "--kv_cache_dtype": "int8",
+        "--gpu_mem_ratio": "0.5",
+        "--vram_limit": "1G",
+        "--pack-cache": "",
+        "--tokenizer": "none",
+    }
+    main(f"{SIM} {few} {' '.join(f'{flag} {value}' for flag, value in flags.items())}")
+    notes = [f"note: {flag} has no effect on --executor sim" for flag in flags]
+    assert capsys.readouterr().err.splitlines() == notes
 
 
 def test_prompts_and_task_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

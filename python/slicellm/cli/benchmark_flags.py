@@ -271,11 +271,30 @@ def seeds(args: argparse.Namespace) -> list[int]:
     return list(dict.fromkeys(args.seeds if args.seeds is not None else [args.seed]))
 
 
+# How a real model is loaded, which a simulated run does not do, with the values of no flag.
+LOADING = {
+    "threads": ("-t", -1),
+    "dtype": ("--dtype", "auto"),
+    "device": ("--device", "cpu"),
+    "atype": ("--atype", "auto"),
+    "kv_cache_dtype": ("--kv_cache_dtype", "auto"),
+    "gpu_mem_ratio": ("--gpu_mem_ratio", None),
+    "vram_limit": ("--vram_limit", 0),
+    "pack_cache": ("--pack-cache", False),
+    "tokenizer": ("--tokenizer", None),
+}
+
+
 def note_ineffective(args: argparse.Namespace) -> None:
     """Says that an old flag, or a simulated run's model, does nothing."""
     for flag in ("long_threshold", "degrade_threshold"):
         if getattr(args, flag) is not None:
             print(f"note: --{flag.replace('_', '-')} has no effect", file=sys.stderr)
+    if args.executor != "sim":
+        return
     model = args.model if args.model is not None else args.path
-    if args.executor == "sim" and model is not None:
+    if model is not None:
         print(f"note: --executor sim does not read {model}", file=sys.stderr)
+    for field, (flag, default) in LOADING.items():
+        if getattr(args, field) != default:
+            print(f"note: {flag} has no effect on --executor sim", file=sys.stderr)
