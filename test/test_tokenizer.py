@@ -18,7 +18,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from slicellm import FormatError, InvalidArgument, IoError, _core
 from slicellm.tokenizer import FastTokenizer, SentencePieceTokenizer, Tokenizer
-from slicellm.tokenizer_files import find_tokenizer
+from slicellm.tokenizer_files import TokenizerFiles, find_tokenizer, make_tokenizer
 from slicellm.tokenizer_rebuild import choose_pattern, find_merges, rebuild_tokenizer
 
 # Qwen2's published pre-split pattern, written here once more on purpose.
@@ -354,6 +354,33 @@ def test_broken_files_of_a_directory(
     (directory / name).write_bytes(data)
     with pytest.raises(FormatError, match="expected"):
         rebuilt(directory)
+
+
+@pytest.mark.parametrize("key", ["2000000000", "9" * 5000, "-1", "one", "\u0663"])
+def test_hostile_ids_of_added_tokens(tiny_llama_dir: Path, tmp_path: Path, key: str) -> None:
+    directory = Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
+    path = directory / "tokenizer_config.json"
+    added = {"added_tokens_decoder": {key: {"content": "<x>", "special": True}}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **added}))
+    with pytest.raises(FormatError, match="added_tokens_decoder: got .*, expected ids from 0 to"):
+        rebuilt(directory)
+
+
+def test_hostile_ids_of_a_tokenizer_json() -> None:
+    model = tokenizers.models.WordLevel({"a": 0, "b": 2_000_000_000}, unk_token="a")
+    with pytest.raises(FormatError, match="test: got token id 2000000000, expected at most"):
+        FastTokenizer.from_json(tokenizers.Tokenizer(model).to_str(), "test")
+
+
+@pytest.mark.parametrize("tokens", [2_000_000_000, -5])
+def test_hostile_count_of_image_tokens(tmp_path: Path, tokens: int) -> None:
+    model = tiny_models.train_sentencepiece()
+    files = TokenizerFiles("test", None, model, {"num_image_tokens": tokens})
+    file = _core.open_model_file(str(embedded_flm(tmp_path / "m.flm")))
+    with pytest.raises(FormatError, match="got .*, expected"):
+        make_tokenizer(files, "chatglm1", file)
+    endless = TokenizerFiles("test", None, model, {"num_image_tokens": float("inf")})
+    assert make_tokenizer(endless, "chatglm1", file).size < 1000
 
 
 # ---- vocabularies that are none, and text that is none -------------------------------------------

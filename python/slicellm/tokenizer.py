@@ -27,6 +27,7 @@ import tokenizers
 from .errors import FormatError, InvalidArgument, make_error, show
 
 MAX_PROMPT_BYTES = 16 << 20  # far beyond any context; keeps a hostile prompt from eating memory
+MAX_ID = 1 << 22  # far beyond any vocabulary; keeps a hostile id from making a huge table
 SPACE = "\u2581"  # how sentencepiece pieces write a space
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 # Tokens that steer a model and are never part of its text.
@@ -58,6 +59,14 @@ def check_text(text: str, field: str = "prompt") -> str:
     return text
 
 
+def check_size(source: str, size: int) -> int:
+    """`size`, if it can be a number of ids; else FormatError."""
+    if size > MAX_ID:
+        value = f"token id {show(size - 1)}"
+        raise make_error(FormatError, source, value, f"at most {MAX_ID - 1}")
+    return size
+
+
 class Tokenizer(ABC):
     """Text to token ids and back. Thread-safe.
 
@@ -71,7 +80,7 @@ class Tokenizer(ABC):
 
     def __init__(self, source: str, size: int, specials: dict[str, int]) -> None:
         self.source = source
-        self.size = size
+        self.size = check_size(source, size)
         self.specials = specials
         self.prefix_ids: list[int] = []
         self.suffix_ids: list[int] = []
@@ -171,7 +180,8 @@ class SentencePieceTokenizer(Tokenizer):
     def add_specials(self, specials: dict[str, int]) -> None:
         """Adds steering tokens by text and id; only while the tokenizer is being made."""
         self.specials.update(specials)
-        self.size = max([self.size, *(i + 1 for i in specials.values())])
+        most = max([self.size, *(i + 1 for i in specials.values())])
+        self.size = check_size(self.source, most)
         longest_first = sorted(self.specials, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from ._core import ModelFile
 from .errors import FormatError, InvalidArgument, IoError, make_error, show
-from .tokenizer import FastTokenizer, SentencePieceTokenizer, Tokenizer
+from .tokenizer import MAX_ID, FastTokenizer, SentencePieceTokenizer, Tokenizer
 from .tokenizer_rebuild import rebuild_tokenizer
 
 # Extra keys of a .flm that hold a tokenizer file as it was; fastllm ignores unknown keys.
@@ -142,6 +143,9 @@ def make_tokenizer(files: TokenizerFiles, family: str, file: ModelFile) -> Token
         if family == "chatglm1":
             first = min((token_id for _, token_id, _ in file.tokens), default=0)
             offset = _int(files.config.get("num_image_tokens"), first)
+            if offset < 0:
+                where = "tokenizer_config.json: num_image_tokens"
+                raise make_error(FormatError, where, show(offset), "a number of at least 0")
         tokenizer = SentencePieceTokenizer(
             files.tokenizer_model, source, specials, offset, blanks=family == "chatglm1"
         )
@@ -203,8 +207,11 @@ def _added_tokens(config: Mapping[str, Any]) -> dict[str, int]:
     out = {}
     table = config.get("added_tokens_decoder")
     for token_id, token in (table if isinstance(table, dict) else {}).items():
+        if not re.fullmatch("[0-9]{1,9}", token_id) or int(token_id) >= MAX_ID:
+            where, expected = "tokenizer_config.json: added_tokens_decoder", f"0 to {MAX_ID - 1}"
+            raise make_error(FormatError, where, show(token_id), f"ids from {expected}")
         text = _token_text(token)
-        if text and str(token_id).isdecimal() and isinstance(token, dict) and token.get("special"):
+        if text and isinstance(token, dict) and token.get("special"):
             out[text] = int(token_id)
     return out
 
@@ -219,7 +226,7 @@ def _token_text(value: Any) -> str:
 def _int(value: Any, fallback: int) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return fallback
 
 

@@ -48,6 +48,7 @@ from .sentencepiece_proto import (
     model_proto,
 )
 from .tokenizer import (
+    MAX_ID,
     FastTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
@@ -56,8 +57,6 @@ from .tokenizer import (
 )
 
 Token = tuple[bytes, int, float]  # text as stored, id, score
-
-MAX_ID = 1 << 22  # far beyond any vocabulary; keeps a hostile id from making a huge table
 
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
