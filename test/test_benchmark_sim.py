@@ -11,7 +11,7 @@ import pytest
 from machines import table_machine
 
 from slicellm import simulation
-from slicellm.bench import capacity, eventlog, metrics
+from slicellm.bench import capacity, eventlog, metrics, report
 from slicellm.bench.arrivals import Gamma
 from slicellm.bench.profiles import load_profile
 from slicellm.bench.scenario import read_source
@@ -357,6 +357,22 @@ def test_refused_in_one_sentence(
     assert part in captured.err
     assert captured.err.startswith("benchmark: ") and len(captured.err.splitlines()) == 1
     assert "SLO met" not in captured.out
+
+
+def test_output_files_are_judged_by_themselves(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that exists is written in place, whatever its folder allows."""
+    (here / "locked").mkdir()
+    for path in ("kept.json", "locked/open.json"):
+        (here / path).write_text("")
+    closed = {"kept.json", "locked"}  # modes would not stop root
+    monkeypatch.setattr(report.os, "access", lambda path, mode: str(path) not in closed)
+    for path in ("kept.json", "locked/new.json"):
+        assert benchmark.main(f"{SIM} --total-tasks 3 --save-result {path}".split()) == 2
+        assert f"--save-result: got '{path}', expected a file that" in capsys.readouterr().err
+    main(f"{SIM} --total-tasks 3 --save-result locked/open.json")
+    assert saved(here / "locked" / "open.json")["policies"]
 
 
 # ---- profiles from the command line -------------------------------------------------------------

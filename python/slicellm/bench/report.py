@@ -310,8 +310,9 @@ def write_result(path: str, result: Mapping[str, Any]) -> None:
 def check_writable(path: str, flag: str) -> None:
     """Refuses an output file that cannot be written, before a run takes its time."""
     target = Path(path)
-    if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-        raise checks.invalid(flag, path, "a file in a folder that exists and can be written")
+    place = target if target.exists() else target.parent
+    if target.is_dir() or not target.parent.is_dir() or not os.access(place, os.W_OK):
+        raise checks.invalid(flag, path, "a file that can be written, in a folder that exists")
 
 
 # ---- where and what -----------------------------------------------------------------------------
