@@ -273,6 +273,8 @@ def test_tiers_asks_for_its_trace() -> None:
         "num_prefill_tokens,num_decode_tokens\n1e300,2\n",
         "arrived_at,num_prefill_tokens,num_decode_tokens\n5,1,2\n4,1,2\n",
         "arrived_at,num_prefill_tokens,num_decode_tokens\ninf,1,2\n",
+        "num_prefill_tokens,num_decode_tokens\n1,2\n" + "3" * 200_000,
+        "3" * 200_000,
     ],
 )
 def test_malformed_traces_are_refused(tmp_path: Path, content: str) -> None:

@@ -168,6 +168,14 @@ def read_trace(path: str | Path) -> Trace:
     Rows whose counts are not positive carry no request and are left out."""
     what = "--dataset-path"
     reader = csv.DictReader(io.StringIO(read_text(path, what)))
+    try:
+        return _parse_trace(reader, path, what)
+    except csv.Error as error:
+        line = reader.reader.line_num
+        raise checks.invalid(f"{what} {path}, line {line}", str(error), "CSV") from None
+
+
+def _parse_trace(reader: csv.DictReader[str], path: str | Path, what: str) -> Trace:
     columns = reader.fieldnames or []
     for column in (PROMPT, OUTPUT):
         if column not in columns:
