@@ -308,6 +308,8 @@ def test_malformed_workloads_are_refused(change: dict[str, Any]) -> None:
         parse_workload(json.dumps({**json.loads(text), **change}))
     with pytest.raises(InvalidArgument):
         parse_workload(text[:-5])
+    with pytest.raises(InvalidArgument):
+        parse_workload('{"name": ' + "9" * 5000 + "}")  # more digits than Python reads
 
 
 @pytest.mark.parametrize(
@@ -316,6 +318,8 @@ def test_malformed_workloads_are_refused(change: dict[str, Any]) -> None:
         {"share": 0},
         {"share": float("inf")},
         {"utility": -1},
+        {"utility": 10**400},
+        {"max_tokens": 10**400},
         {"deadline_ms": None},
         {"deadline_ms": 0},
         {"deadline_ms": float("nan")},

@@ -25,9 +25,13 @@ def number(field: str, value: object, low: float, high: float, *, above: bool = 
         words += f" and at most {high:g}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise invalid(field, value, words)
-    if not math.isfinite(value) or value < low or value > high or (above and value == low):
+    try:
+        given = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        given = math.inf
+    if not math.isfinite(given) or given < low or given > high or (above and given == low):
         raise invalid(field, value, words)
-    return float(value)
+    return given
 
 
 def integer(field: str, value: object, low: int, high: int) -> int:

@@ -181,7 +181,7 @@ def read(path: str | Path) -> Runs:
         where = f"{path}, line {number}"
         try:
             line = json.loads(content)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise checks.invalid(where, str(error), "one JSON object a line") from None
         checks.mapping(where, line)
         run = (

@@ -179,7 +179,7 @@ def parse_profile(text: str, where: str = "profile") -> Profile:
     """A profile from a file's text; every fault is one sentence."""
     try:
         spec = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise checks.invalid(where, str(error), "a JSON object") from None
     body = checks.mapping(where, spec)
     keys = (

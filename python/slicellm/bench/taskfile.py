@@ -29,7 +29,7 @@ def _parse_task(where: str, line: str) -> tuple[WorkloadTask, bool]:
     """A task and whether it says when it arrives."""
     try:
         spec = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise checks.invalid(where, str(error), "one JSON object a line") from None
     body = checks.mapping(where, spec)
     checks.known_keys(where, body, KEYS)

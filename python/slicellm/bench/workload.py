@@ -220,7 +220,7 @@ def parse_workload(text: str, trace: Trace | None = None) -> Workload:
     else a trace gives arrivals, where it has them."""
     try:
         spec = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise checks.invalid("workload", str(error), "a JSON object") from None
     body = checks.mapping("workload", spec)
     checks.known_keys(
