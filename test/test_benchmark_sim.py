@@ -315,6 +315,7 @@ def test_confidence_of_an_attainment() -> None:
         (f"{SIM} --workload at_once.json --capacity .9", "got 'at_once', expected poisson"),
         (f"{SIM} --ratios .5", "--ratios: got '0.5', expected a slice policy"),
         (f"{SIM} --policy orca --ratios .5,1", "--ratios: got '0.5,1', expected a slice policy"),
+        (f"{SIM} --tasks half.jsonl", "line 1: prompt: got '\\ud800', expected valid Unicode"),
         (f"{SIM} --ramp 1", "--ramp"),
         (f"{SIM} --ramp 0,0", "above 0"),
         (f"{SIM} --ramp a,b", "--ramp"),
@@ -345,6 +346,7 @@ def test_refused_in_one_sentence(
 ) -> None:
     (here / "broken.json").write_text("{")
     (here / "t.jsonl").write_text('{"prompt_tokens": 3, "output_tokens": 1, "max_tokens": 4}')
+    (here / "half.jsonl").write_text('{"prompt": "\\ud800"}')
     edge = json.loads((resources.files("slicellm.bench") / "workloads" / "edge.json").read_text())
     edge["arrivals"] = {"process": "at_once"}
     (here / "at_once.json").write_text(json.dumps(edge))

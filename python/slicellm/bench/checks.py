@@ -53,6 +53,10 @@ def text(field: str, value: object) -> str:
     """A string that is not empty."""
     if not isinstance(value, str) or not value:
         raise invalid(field, value, "a text that is not empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
+        raise invalid(field, value, "valid Unicode text") from None
     return value
 
 
