@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slicellm._core import InvalidArgument
+from slicellm._core import InvalidArgument, LatencyModel
 from slicellm.bench import saturation, taskfile
 from slicellm.bench.arrivals import AtOnce, Gamma, Intervals, Recorded, Uniform, parse_arrivals
 from slicellm.bench.lengths import Fixed, LogNormal, parse_lengths, read_trace
@@ -440,3 +440,11 @@ def test_saturation_by_hand() -> None:
 
 def test_fixed_lengths_are_fixed() -> None:
     assert Fixed(7).sample(3, rng()).tolist() == [7, 7, 7]
+
+
+def test_tasks_without_work_are_refused() -> None:
+    latency = LatencyModel.from_decode_table([10.0], 0.0, 0.0)
+    prompts = np.array([10, 20])
+    assert saturation.offered_work(prompts, np.array([1, 3]), latency, 1).saturation == 100
+    with pytest.raises(InvalidArgument, match="workload: got .*0 ms"):
+        saturation.offered_work(prompts, np.array([1, 1]), latency, 1)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from slicellm.bench import checks
 from slicellm.bench.tasks import Counts
 
 PAPER_DECODE_MS = 14.0  # l(1) of the SLICE paper's GPU: its targets are meant for that speed
@@ -72,11 +73,15 @@ def offered_work(prompts: Counts, outputs: Counts, latency: Latency, max_rows: i
         latency.predict_ms(int(p), 1, 0.0, float(p) * float(p) / 2.0, 0.0, int(p))[0]
         for p in lengths
     ]
+    prefill_ms = float(np.average(prefill, weights=counts))
+    decode_ms = float(steps.mean() * per_row[best])
+    if prefill_ms + decode_ms <= 0:  # one token each, on a machine whose prefill is free
+        raise checks.invalid("workload", "tasks that take 0 ms", "some work for this machine")
     return OfferedWork(
         mean_context=mean_context,
         decode_1_ms=latency.decode_step_ms(1, mean_context),
         best_rows=best + 1,
         best_decode_ms=float(per_row[best]),
-        prefill_ms=float(np.average(prefill, weights=counts)),
-        decode_ms=float(steps.mean() * per_row[best]),
+        prefill_ms=prefill_ms,
+        decode_ms=decode_ms,
     )
