@@ -19,8 +19,8 @@ BLOCK = 16
 
 
 @pytest.fixture(scope="module")
-def model(tiny_llama: Path, device_name: str) -> _core.Model:
-    return _core.Model.load(str(tiny_llama), device=device_name, threads=1)
+def model(tiny_llama: Path) -> _core.Model:
+    return _core.Model.load(str(tiny_llama), threads=1)
 
 
 def tasks(seed: int, vocab: int, shared: int) -> list[dict[str, Any]]:
