@@ -87,6 +87,12 @@ def test_llama_keeps_names_and_types_are_fastllms(tmp_path: Path) -> None:
             np.testing.assert_array_equal(decoded.values, quantised.decode())
 
 
+def test_a_tensor_of_one_number_is_written_as_such(tmp_path: Path) -> None:
+    tensors = {**llama_tensors(), "model.scale": np.array(2.5, np.float32)}
+    content = export_flm(write_directory(tmp_path / "in", tensors, LLAMA), tmp_path)
+    np.testing.assert_array_equal(content.weights["model.scale"].values, np.float32([2.5]))
+
+
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_auto_is_float16_and_float_types_are_lossless(tmp_path: Path, dtype: str) -> None:
     tensors = llama_tensors()

@@ -255,6 +255,7 @@ SAFETENSORS_CASES: dict[str, tuple[bytes, str]] = {
     "dtype a number": (headed({"w": entry(dtype=32)}), "w dtype"),  # type: ignore[arg-type]
     "dtype unknown": (headed({"w": entry(dtype="F33")}), "w dtype"),
     "shape a number": (headed({"w": entry(shape=2)}), "w shape"),
+    "9 dimensions": (headed({"w": entry(shape=[1] * 8 + [2])}), "w shape"),
     "shape with a fraction": (headed({"w": entry(shape=[2.5])}), "w shape"),
     "shape negative": (headed({"w": entry(shape=[-2])}), "w shape"),
     "shape zero": (headed({"w": entry(shape=[0], offsets=[0, 0])}, b""), "w shape"),

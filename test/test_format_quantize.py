@@ -228,3 +228,14 @@ def test_bad_dtypes(text: str) -> None:
 def test_foreign_dtypes(text: str) -> None:
     with pytest.raises(Unsupported, match="dtype"):
         _core.parse_dtype(text)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4g32"])
+@pytest.mark.parametrize("peak", [1e-45, 1e-44, 1e-43, 1e-40])
+def test_the_smallest_numbers_become_zero(dtype: str, peak: float) -> None:
+    """Divided by the number of codes they underflow; float16 scales know nothing so small."""
+    values = np.zeros((2, 64), np.float32)
+    values[0, 3] = peak
+    values[1, 5] = -peak
+    decoded = weight(values).convert(dtype).decode()
+    assert np.isfinite(decoded).all() and np.abs(decoded).max() < 1e-7

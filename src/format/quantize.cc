@@ -79,7 +79,7 @@ CodeGrid choose_grid(Range range, const std::string& name, const DTypeSpec& to) 
   const int levels = (1 << dtype_bits(to.type)) - 1;
   const float low = std::min(range.min, 0.0f), high = std::max(range.max, 0.0f);
   const float step = high / static_cast<float>(levels) - low / static_cast<float>(levels);
-  const float scale = round_up_to_half(step);
+  const float scale = std::max(round_up_to_half(step), kLeastHalf);  // step may underflow to 0
   if (!(scale <= kMaxHalf)) throw out_of_range(name, high > -low ? high : low, to);
   return {scale, std::clamp(std::round(-low / scale), 0.0f, static_cast<float>(levels))};
 }

@@ -65,6 +65,11 @@ Extent read_entry(const JsonMember& entry) {
     // Beyond int64 it would turn negative; element_count says what is allowed.
     tensor.shape.push_back(size <= INT64_MAX ? static_cast<int64_t>(size) : INT64_MAX);
   }
+  if (tensor.shape.size() > 8) {  // as in a .flm
+    throw Error(ErrorKind::format, tensor.name + " shape",
+                std::to_string(tensor.shape.size()) + " dimensions", "at most 8");
+  }
+  if (tensor.shape.empty()) tensor.shape.push_back(1);  // a single number
   const auto& offsets =
       entry.value.require("data_offsets", tensor.name).as_array(tensor.name + " data_offsets");
   if (offsets.size() != 2) {
