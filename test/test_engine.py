@@ -111,6 +111,20 @@ def test_events_may_be_left_out(model: _core.Model) -> None:
     engine.close()
 
 
+def test_an_engine_that_goes_away_on_its_own_thread(model: _core.Model) -> None:
+    """As when the garbage collector finds it while a policy in Python runs."""
+    engines: list[_core.Engine] = []
+
+    class Forgets(_core.Policy):
+        def plan(self, view: _core.View) -> _core.StepPlan:
+            engines.clear()
+            return _core.StepPlan(wake_at=view.now + 0.01)
+
+    engines.append(make_engine(model, Forgets()))
+    handle = engines[0].submit(task())
+    assert handle.wait(30)["reason"] == "cancelled"
+
+
 def test_all_tasks_are_accepted_or_none(model: _core.Model) -> None:
     engine = make_engine(model, Asleep(), max_queue=1 << 20)
     with pytest.raises(_core.ResourceError, match="class_name: got more than 65536"):

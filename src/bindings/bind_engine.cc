@@ -6,6 +6,7 @@
 #include <mutex>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <unordered_set>
 
 #include "bindings/arguments.h"
@@ -176,7 +177,20 @@ class PyEngine {
     engine_ = Engine::make(std::move(executor), take_policy(policy), latency.clone(),
                            make_steady_clock(), options);
   }
-  ~PyEngine() { close(); }
+  ~PyEngine() {
+    try {
+      close();
+    } catch (const Error&) {
+      // The garbage collector came by while the engine's own thread ran a policy in Python: that
+      // thread cannot wait for its own end.
+      std::thread([engine = std::move(engine_), updates = updates_, model = model_]() mutable {
+        engine->close();
+        updates->close();
+        py::gil_scoped_acquire acquire;  // for what it holds of Python
+        engine.reset();
+      }).detach();
+    }
+  }
 
   void close() {
     py::gil_scoped_release release;  // a policy in Python needs it to come to an end
