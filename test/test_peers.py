@@ -58,10 +58,15 @@ def test_shares_of_the_limits(command: ModuleType) -> None:
         work = {"bytes": 4e8, "int8_operations": 9e9, "float_operations": 9e8}
         return {"limits": [limits], "steps": [{"step": "decode", "tokens": 8, **work}]}
 
-    found = command.limits_and_shares(machine(30), machine(50), "decode", 8, 0.1)
+    # Rounds of 100 ms, but one of 200 ms that fell into a minute of slow memory.
+    rounds = [machine(read) for read in (40, 20, 80)]
+    found = command.limits_and_shares(rounds, "decode", 8, [0.1, 0.2, 0.1])
     assert found["limits"]["read_gb_per_s"] == 40
     # 0.4 GB at 40 GB/s; 9 GOP at 900 GOP/s and 0.9 GOP at 90 GOP/s.
     assert found["least_ms"] == pytest.approx({"memory": 10, "arithmetic": 20})
+    shares = found["share_of_rounds"]
+    assert [s["memory"] for s in shares] == pytest.approx([0.1, 0.1, 0.05])
+    assert [s["arithmetic"] for s in shares] == pytest.approx([0.2, 0.1, 0.2])
     assert found["share"] == pytest.approx({"memory": 0.1, "arithmetic": 0.2})
 
 
@@ -83,6 +88,7 @@ def test_the_table_says_what_is_met(command: ModuleType, tmp_path: Path) -> None
             "limits": {"read_gb_per_s": 36, "int8_gop_per_s": 900, "float_gop_per_s": 230},
             "least_ms": {"memory": 6, "arithmetic": 0.5},
             "share": {"memory": 0.95, "arithmetic": 0.1},
+            "share_of_rounds": [{"memory": 0.95, "arithmetic": 0.1}],
         }
 
     record = {
@@ -107,5 +113,8 @@ def test_the_table_says_what_is_met(command: ModuleType, tmp_path: Path) -> None
         ["decode 16", "800.0", "470.6", "1.70", "1.8", "**no**"],
         ["prefill 512", "731.4", "365.7", "2.00", "1.5", "yes"],
     ]
+    # A cell whose limits were measured around it says so.
+    del record["cells"]["decode 2"]["share_of_rounds"]
+    assert command.table.cell_line(record, "decode 2").endswith("| ~95 % | ~10 % |")
     # 7 ms are within 1.25 x 6 ms, 20 ms are not; 6 ms of memory are 12 x 0.5 ms of arithmetic.
     assert "| qwen2.5-0.5b | int4g32 | 1: 6.0, 2: 7.0, 16: 20.0 | 2 | 12 |" in lines
