@@ -159,7 +159,8 @@ class Engine {
   // Passes the wish on: the task ends as cancelled, unless it ends by itself in the step that runs
   // now. False: unknown or ended.
   virtual bool cancel(TaskId id) = 0;
-  // Until no task is live or scheduled; false on timeout (seconds, < 0 = for ever).
+  // Until no task is live or scheduled and no step runs; false on timeout (seconds, < 0 = for
+  // ever).
   virtual bool wait_idle(double timeout = -1) = 0;
   // Cancels what is live, joins the loop. Later calls of submit throw Error(state).
   virtual void close() = 0;

@@ -73,7 +73,7 @@ class EngineImpl final : public Engine {
   bool wait_idle(double timeout) override {
     require_other_thread("wait_idle");
     std::unique_lock lock(mutex_);
-    auto idle = [this] { return open_.empty(); };
+    auto idle = [this] { return open_.empty() && !running_; };
     if (timeout < 0) {
       idle_.wait(lock, idle);
     } else if (!idle_.wait_for(lock, std::chrono::duration<double>(std::min(timeout, 1e6)), idle)) {
@@ -253,21 +253,24 @@ class EngineImpl final : public Engine {
   // whoever sees the engine idle sees every task done.
   void publish() {
     loop_.recorder().flush();
+    bool idle;
     {
       std::lock_guard lock(mutex_);
       stats_ = loop_.stats();
+      running_ = loop_.running();
+      idle = open_.empty() && !running_;
     }
     std::vector<EndedTask>& ended = loop_.ended();
-    if (ended.empty()) return;
-    for (EndedTask& task : ended) {
-      task.handle->end(task.reason, std::move(task.error), task.time);
-    }
-    {
+    if (!ended.empty()) {
+      for (EndedTask& task : ended) {
+        task.handle->end(task.reason, std::move(task.error), task.time);
+      }
       std::lock_guard lock(mutex_);
       for (const EndedTask& task : ended) open_.erase(task.handle->id());
-      if (open_.empty()) idle_.notify_all();
+      idle = open_.empty() && !running_;
+      ended.clear();
     }
-    ended.clear();
+    if (idle) idle_.notify_all();
   }
 
   void sleep_until(double time) {
@@ -296,6 +299,7 @@ class EngineImpl final : public Engine {
   bool closing_ = false;
   std::string error_;  // why the loop died; empty while it lives
   std::unordered_map<TaskId, std::shared_ptr<TaskResultBox>> open_;
+  bool running_ = false;  // a step is in flight: with the overlapped loop, perhaps for nobody
   std::unordered_map<std::string, int32_t> class_ids_;
   TaskId next_id_ = 1;
   int64_t submitted_ = 0;

@@ -59,6 +59,7 @@ class Loop {
   // Time before the next `iterate` is idle time, no overhead.
   void restart_watch() { mark_ = Watch::now(); }
 
+  bool running() const { return !in_flight_.empty(); }
   std::vector<EndedTask>& ended() { return ended_; }  // emptied by its reader
   Recorder& recorder() { return recorder_; }
   const Policy& policy() const { return *policy_; }
