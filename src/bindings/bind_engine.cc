@@ -7,7 +7,8 @@
 #include <sstream>
 #include <string>
 #include <thread>
-#include <unordered_set>
+#include <unordered_map>
+#include <utility>
 
 #include "bindings/arguments.h"
 #include "bindings/policy_object.h"
@@ -48,18 +49,24 @@ bool wait_with_signals(double timeout, Wait wait) {
 // Ids of handles with news, each once, for one consumer.
 class UpdateQueue {
  public:
+  void open(TaskId id) {  // it has a handle
+    std::lock_guard lock(mutex_);
+    queued_.emplace(id, false);
+  }
   void add(TaskId id) {
     {
       std::lock_guard lock(mutex_);
-      if (!members_.insert(id).second) return;
+      const auto at = queued_.find(id);
+      if (at == queued_.end() || std::exchange(at->second, true)) return;
       order_.push_back(id);
     }
     changed_.notify_one();
   }
-  void remove(TaskId id) {  // its handle is gone
+  void remove(TaskId id) {  // its handle is gone; news that are on their way find none
     std::lock_guard lock(mutex_);
-    if (members_.erase(id) == 0) return;
-    order_.erase(std::find(order_.begin(), order_.end(), id));
+    const auto at = queued_.find(id);
+    if (at->second) order_.erase(std::find(order_.begin(), order_.end(), id));
+    queued_.erase(at);
   }
   void close() {
     {
@@ -81,8 +88,8 @@ class UpdateQueue {
   std::vector<TaskId> take() {
     std::lock_guard lock(mutex_);
     std::vector<TaskId> ids(order_.begin(), order_.end());
+    for (TaskId id : ids) queued_[id] = false;
     order_.clear();
-    members_.clear();
     return ids;
   }
 
@@ -90,7 +97,7 @@ class UpdateQueue {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<TaskId> order_;
-  std::unordered_set<TaskId> members_;
+  std::unordered_map<TaskId, bool> queued_;  // by handle: is it in order_?
   bool closed_ = false;
 };
 
@@ -99,6 +106,7 @@ class PyTaskHandle {
  public:
   PyTaskHandle(std::shared_ptr<TaskHandle> handle, std::shared_ptr<UpdateQueue> updates)
       : handle_(std::move(handle)), updates_(std::move(updates)) {
+    updates_->open(handle_->id());
     handle_->on_update([queue = updates_, id = handle_->id()] { queue->add(id); });
   }
   ~PyTaskHandle() {
